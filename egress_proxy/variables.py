@@ -2,8 +2,8 @@
 
 A `Variable` knows its name, its default, how to parse it and what it means, so that reading it,
 explaining it and blaming it are one definition. Parsers take the stripped text and raise
-`RefusedError` with a reason and a cure; `Reader` turns that into a `Problem` that names the variable,
-and keeps going, so that all problems are told in one go.
+`RefusedError` with a reason and a cure; `Reader` turns that into a `Problem` that names the
+variable, and keeps going, so that all problems are told in one go.
 
 Trust boundary: the text comes from a pod spec, that is from a cluster admin, who makes typing
 errors but is no attacker.
@@ -15,7 +15,7 @@ import difflib
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 
 from egress_proxy.errors import ConfigurationError, Problem
 
@@ -61,15 +61,18 @@ class Reader:
     """Reads variables from `environ`, and collects a `Problem` for each that can't be read."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+        self.environ = environ
         self.problems: list[Problem] = []
 
     def text(self, variable: Variable[T]) -> str:
         """The variable's stripped text, or its default where it is unset or blank."""
-        return self._environ.get(variable.name, "").strip() or (variable.default or "")
+        return self.environ.get(variable.name, "").strip() or (variable.default or "")
 
-    def read(self, variable: Variable[T]) -> T | None:
-        """The variable's value; None when it is wrong, and then there is a problem more."""
+    def read(self, variable: Variable[T]) -> T:
+        """The variable's value. When it is wrong there is a problem more and the value is void:
+
+        call `raise_problems` before any value is used.
+        """
         text = self.text(variable)
         try:
             return variable.parse(text)
@@ -77,7 +80,7 @@ class Reader:
             self.refuse(variable, error, text)
         except ConfigurationError as error:
             self.problems.extend(error.problems)
-        return None
+        return cast("T", None)
 
     def refuse(self, variable: Variable[T], error: RefusedError, text: str) -> None:
         self.problems.append(
@@ -95,7 +98,7 @@ class Reader:
             raise ConfigurationError(*self.problems)
 
 
-def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> list[str]:
+def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> tuple[str, ...]:
     """A warning for each variable that starts with `PREFIX` and is not `known`."""
     known = sorted(known)
     warnings = []
@@ -104,7 +107,7 @@ def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> list[str]
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the known ones"
             warnings.append(f"{name}: unknown variable, ignored; {hint}")
-    return warnings
+    return tuple(warnings)
 
 
 def parse_flag(text: str) -> bool:
@@ -167,6 +170,23 @@ def split_list(text: str) -> list[str]:
 def parse_addresses(text: str) -> tuple[Address, ...]:
     """A comma list of addresses."""
     return tuple(parse_address(entry) for entry in split_list(text))
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """A comma list of networks in CIDR form; an address alone is a network of one."""
+    return tuple(map(_parse_network, split_list(text))) if text else ()
+
+
+def _parse_network(entry: str) -> Network:
+    try:
+        return ipaddress.ip_network(entry)
+    except ValueError:
+        pass
+    try:
+        nearest = ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        raise RefusedError("not a network", "write for example 192.0.2.0/24", entry) from None
+    raise RefusedError("a network with host bits set", f"write {nearest}", entry)
 
 
 def parse_log_format(text: str) -> LogFormat:

@@ -1,0 +1,84 @@
+"""The pod's own addresses: which ones to listen on, and which one remotes see.
+
+`read_interfaces` asks the kernel (getifaddrs(3), through psutil); the rest is pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import TYPE_CHECKING
+
+import psutil
+
+from egress_proxy.errors import PlatformError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from egress_proxy.variables import Address
+
+    Interfaces = Mapping[str, tuple[Address, ...]]
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def read_interfaces() -> dict[str, tuple[Address, ...]]:
+    """Every interface's addresses; an interface without one is there with an empty tuple."""
+    return {
+        name: tuple(
+            # An IPv6 link-local address comes with its scope behind a %.
+            ipaddress.ip_address(entry.address.partition("%")[0])
+            for entry in entries
+            if entry.family in _FAMILIES
+        )
+        for name, entries in psutil.net_if_addrs().items()
+    }
+
+
+def source_addresses(
+    interfaces: Interfaces, egress_interface: str, variable: str
+) -> tuple[Address, ...]:
+    """The addresses that remotes see: the egress interface's first global one of each family.
+
+    Raises `PlatformError` when there is none; `variable` is the one that can name another source.
+    """
+    cure = f"check that init has run, or set {variable} to an address, or to any for a trial"
+    if egress_interface not in interfaces:
+        present = ", ".join(sorted(interfaces))
+        raise PlatformError(
+            Problem(
+                variable="EGRESS_INTERFACE",
+                value=egress_interface,
+                reason=f"no such interface (there are {present})",
+                cure=cure,
+            )
+        )
+    found: dict[int, Address] = {}
+    for address in interfaces[egress_interface]:
+        if not address.is_link_local:
+            found.setdefault(address.version, address)
+    if not found:
+        raise PlatformError(
+            Problem(
+                variable="EGRESS_INTERFACE",
+                value=egress_interface,
+                reason="the interface has no address to send from",
+                cure=cure,
+            )
+        )
+    return tuple(found.values())
+
+
+def listen_addresses(interfaces: Interfaces, egress_interface: str) -> tuple[Address, ...]:
+    """Every address of the pod but the egress interface's, so that the LAN can't use the pod.
+
+    IPv6 link-local addresses are left out: clients in a cluster don't use them.
+    """
+    return tuple(
+        address
+        for name, addresses in sorted(interfaces.items())
+        if name != egress_interface
+        for address in addresses
+        if not address.is_link_local
+    )

@@ -1,0 +1,147 @@
+"""What happened, as frozen values: the data plane emits records, observers decide what they become.
+
+A record's class says its `event`, the constant dotted name that logs carry, and its `level`; its
+fields are the log's fields. Durations are in seconds, sizes in octets, addresses are
+``address:port`` text with brackets around IPv6.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar, Literal, Protocol
+
+import msgspec
+
+
+class Reason(enum.StrEnum):
+    """Why a connection ended."""
+
+    FINISHED = "finished"
+    CLIENT_RESET = "client_reset"
+    UPSTREAM_RESET = "upstream_reset"
+    IDLE_TIMEOUT = "idle_timeout"
+    HALF_CLOSE_TIMEOUT = "half_close_timeout"
+    CONNECT_REFUSED = "connect_refused"
+    CONNECT_TIMEOUT = "connect_timeout"
+    CONNECT_UNREACHABLE = "connect_unreachable"
+    CLIENT_GONE = "client_gone"
+    DENIED_CLIENT = "denied_client"
+    DENIED_ADDRESS = "denied_address"
+    DRAINED = "drained"
+    ERROR = "error"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The base of all records."""
+
+    event: ClassVar[str]
+    level: ClassVar[Literal["debug", "info", "warning"]] = "info"
+
+
+class Observer(Protocol):
+    """Takes records as they come; it must be quick, and must not raise."""
+
+    def observe(self, record: Record) -> None: ...
+
+
+class ConnectionClosed(Record, frozen=True, kw_only=True):
+    """The one record of a connection; `connect_s` is None when no upstream was reached."""
+
+    event: ClassVar[str] = "connection.closed"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "debug"
+
+    listener: int
+    destination: str
+    client: str
+    address: str
+    source: str
+    bytes_to_upstream: int
+    bytes_to_client: int
+    duration_s: float
+    connect_s: float | None
+    attempts: int
+    reason: Reason
+
+
+class DestinationResolved(Record, frozen=True, kw_only=True):
+    """An answer to a look-up; `ttl_s` is the shortest one in it."""
+
+    event: ClassVar[str] = "destination.resolved"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "debug"
+
+    destination: str
+    addresses: tuple[str, ...]
+    ttl_s: float
+    lookup_s: float
+
+
+class DestinationChanged(Record, frozen=True, kw_only=True):
+    """A name's usable addresses are others than before."""
+
+    event: ClassVar[str] = "destination.changed"
+
+    destination: str
+    addresses: tuple[str, ...]
+    before: tuple[str, ...]
+
+
+class DestinationUnresolved(Record, frozen=True, kw_only=True):
+    """A look-up failed and there is no earlier answer: the port refuses its clients."""
+
+    event: ClassVar[str] = "destination.unresolved"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    destination: str
+    error: str
+    retry_s: float
+
+
+class DestinationStale(Record, frozen=True, kw_only=True):
+    """A look-up failed and the addresses of the last good answer stay in use."""
+
+    event: ClassVar[str] = "destination.stale"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    destination: str
+    error: str
+    addresses: tuple[str, ...]
+    retry_s: float
+
+
+class DestinationDenied(Record, frozen=True, kw_only=True):
+    """A name resolves to an address that is never connected to."""
+
+    event: ClassVar[str] = "destination.denied"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    destination: str
+    address: str
+    error: str
+
+
+class ListenerOpened(Record, frozen=True, kw_only=True):
+    """A port accepts clients now."""
+
+    event: ClassVar[str] = "listener.opened"
+
+    listener: int
+    destination: str
+    addresses: tuple[str, ...]
+
+
+class ListenersPaused(Record, frozen=True, kw_only=True):
+    """No listener accepts until a connection ends; clients wait in the backlog."""
+
+    event: ClassVar[str] = "listener.paused"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    error: str
+    connections: int
+
+
+class ListenersResumed(Record, frozen=True, kw_only=True):
+    """Listeners accept again."""
+
+    event: ClassVar[str] = "listener.resumed"
+
+    connections: int

@@ -1,0 +1,239 @@
+"""The environment of `egress-proxy run` as one frozen value, or all of its problems at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from egress_proxy import destinations, variables
+from egress_proxy.errors import ConfigurationError, Problem
+from egress_proxy.variables import RefusedError, Variable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from egress_proxy.destinations import Destination
+    from egress_proxy.variables import Address, LogFormat, Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `run` does. Durations are in seconds."""
+
+    destinations: tuple[Destination, ...]
+    debug: bool
+    log_format: LogFormat
+    interface: str
+    source: Literal["auto", "any"] | tuple[Address, ...]
+    listen: Literal["auto"] | tuple[Address, ...]
+    allow_clients: tuple[Network, ...]
+    connect_timeout_s: float
+    idle_timeout_s: float
+    half_close_timeout_s: float
+    drain_timeout_s: float
+    max_connections: int | None
+    nameservers: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def _parse_text(text: str) -> str:
+    return text
+
+
+def _parse_source(text: str) -> Literal["auto", "any"] | tuple[Address, ...]:
+    if text == "auto":
+        return "auto"
+    if text == "any":
+        return "any"
+    addresses = variables.parse_addresses(text)
+    if len({address.version for address in addresses}) != len(addresses):
+        raise RefusedError("two addresses of one family", "write one IPv4, one IPv6, or both")
+    for address in addresses:
+        if address.is_unspecified or address.is_multicast:
+            raise RefusedError("not a source address", "write the reserved address", str(address))
+    return addresses
+
+
+def _parse_listen(text: str) -> Literal["auto"] | tuple[Address, ...]:
+    return "auto" if text == "auto" else variables.parse_addresses(text)
+
+
+def _parse_maximum(text: str) -> int | None:
+    if text == "":
+        return None
+    # Nine digits: more connections than any kernel has descriptors for.
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
+        raise RefusedError("not a number above zero", "write for example 10000, or leave it out")
+    return int(text)
+
+
+def _parse_nameservers(text: str) -> tuple[str, ...]:
+    return tuple(map(_parse_nameserver, variables.split_list(text))) if text else ()
+
+
+def _parse_nameserver(entry: str) -> str:
+    """``address``, ``address:port`` or ``[address]:port``, in the form that c-ares takes."""
+    host, port = entry, ""
+    if entry.startswith("["):
+        host, closed, port = entry[1:].partition("]")
+        if not closed or (port and not port.startswith(":")):
+            raise RefusedError("not a name server", "write [2001:db8::53]:53", entry)
+        port = port.removeprefix(":")
+    elif entry.count(":") == 1:
+        host, _, port = entry.partition(":")
+    address = variables.parse_address(host)
+    if not port:
+        port = "53"
+    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):  # noqa: PLR2004
+        raise RefusedError("not a port of a name server", "write a number from 1 to 65535", entry)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+
+
+DESTINATION = Variable(
+    "EGRESS_DNS_PROXY_DESTINATION",
+    None,
+    _parse_text,
+    "the destinations, one a line: <port> <host> [<remote port>]",
+)
+DESTINATION_FILE = Variable(
+    "EGRESS_DNS_PROXY_DESTINATION_FILE", None, _parse_text, "the same text in a file"
+)
+DEBUG = Variable(
+    "EGRESS_DNS_PROXY_DEBUG",
+    "",
+    variables.parse_flag,
+    "on: a log record for each connection and each DNS answer",
+)
+SOURCE = Variable(
+    "EGRESS_DNS_PROXY_SOURCE",
+    "auto",
+    _parse_source,
+    "the address that remotes see: auto (the egress interface's), an address or two, or any",
+)
+LISTEN = Variable(
+    "EGRESS_DNS_PROXY_LISTEN",
+    "auto",
+    _parse_listen,
+    "addresses to listen on; auto: all of the pod's but the egress interface's",
+)
+ALLOW_CLIENTS = Variable(
+    "EGRESS_DNS_PROXY_ALLOW_CLIENTS",
+    "",
+    variables.parse_networks,
+    "networks (CIDR) that may connect; empty: all",
+)
+CONNECT_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_CONNECT_TIMEOUT",
+    "10s",
+    variables.parse_positive_duration,
+    "for one client, all attempts together",
+)
+IDLE_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_IDLE_TIMEOUT",
+    "1h",
+    variables.parse_duration,
+    "no byte either way for so long ends a connection; 0 is never",
+)
+HALF_CLOSE_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_HALF_CLOSE_TIMEOUT",
+    "5m",
+    variables.parse_duration,
+    "the same once one side has finished; 0 is never",
+)
+DRAIN_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_DRAIN_TIMEOUT",
+    "25s",
+    variables.parse_duration,
+    "how long sessions may go on after SIGTERM",
+)
+MAX_CONNECTIONS = Variable(
+    "EGRESS_DNS_PROXY_MAX_CONNECTIONS",
+    "",
+    _parse_maximum,
+    "client connections in all; by default what RLIMIT_NOFILE allows",
+)
+NAMESERVERS = Variable(
+    "EGRESS_DNS_PROXY_NAMESERVERS",
+    "",
+    _parse_nameservers,
+    "name servers, ip[:port] in a comma list; empty: those of resolv.conf",
+)
+VARIABLES: tuple[Variable[Any], ...] = (
+    variables.INTERFACE,
+    DESTINATION,
+    DESTINATION_FILE,
+    DEBUG,
+    variables.LOG_FORMAT,
+    SOURCE,
+    LISTEN,
+    ALLOW_CLIENTS,
+    CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
+    HALF_CLOSE_TIMEOUT,
+    DRAIN_TIMEOUT,
+    MAX_CONNECTIONS,
+    NAMESERVERS,
+)
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Everything `run` needs from `environ`, and from the file it may name.
+
+    Raises `ConfigurationError` with all problems.
+    """
+    reader = variables.Reader(environ)
+    source = reader.read(SOURCE)
+    settings = Settings(
+        destinations=_read_destinations(reader, loopback_allowed=source == "any"),
+        debug=reader.read(DEBUG),
+        log_format=reader.read(variables.LOG_FORMAT),
+        interface=reader.read(variables.INTERFACE),
+        source=source,
+        listen=reader.read(LISTEN),
+        allow_clients=reader.read(ALLOW_CLIENTS),
+        connect_timeout_s=reader.read(CONNECT_TIMEOUT),
+        idle_timeout_s=reader.read(IDLE_TIMEOUT),
+        half_close_timeout_s=reader.read(HALF_CLOSE_TIMEOUT),
+        drain_timeout_s=reader.read(DRAIN_TIMEOUT),
+        max_connections=reader.read(MAX_CONNECTIONS),
+        nameservers=reader.read(NAMESERVERS),
+        warnings=variables.unknown_names(environ, (variable.name for variable in VARIABLES)),
+    )
+    reader.raise_problems()
+    return settings
+
+
+def _read_destinations(
+    reader: variables.Reader, *, loopback_allowed: bool
+) -> tuple[Destination, ...]:
+    try:
+        text, variable = _destination_text(reader.environ)
+        return destinations.parse_destinations(
+            text, variable=variable, loopback_allowed=loopback_allowed
+        )
+    except ConfigurationError as error:
+        reader.problems.extend(error.problems)
+        return ()
+
+
+def _destination_text(environ: Mapping[str, str]) -> tuple[str, str]:
+    """The destinations' text, and the name of the variable it comes from."""
+    text = environ.get(DESTINATION.name, "")
+    path = environ.get(DESTINATION_FILE.name, "").strip()
+    if not path:
+        return text, DESTINATION.name
+    if text.strip():
+        reason, cure = f"{DESTINATION.name} is set too", "unset one of the two"
+    else:
+        try:
+            with Path(path).open("rb") as file:
+                # One octet more than is allowed is enough to refuse the file.
+                octets = file.read(destinations.MAX_OCTETS + 1)
+        except OSError as error:
+            reason, cure = f"can't read the file: {error.strerror}", "check the volume's mount"
+        else:
+            return octets.decode("utf-8", "surrogateescape"), DESTINATION_FILE.name
+    raise ConfigurationError(
+        Problem(variable=DESTINATION_FILE.name, value=path, reason=reason, cure=cure)
+    )
