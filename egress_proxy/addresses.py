@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
+def family_of(address: Address) -> socket.AddressFamily:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
+
+
 def read_interfaces() -> dict[str, tuple[Address, ...]]:
     """Every interface's addresses; an interface without one is there with an empty tuple."""
     return {

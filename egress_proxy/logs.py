@@ -7,16 +7,22 @@ drive a terminal.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 import structlog
 
+from egress_proxy.records import ConnectionClosed, Record, as_text
+
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
     from egress_proxy.variables import LogFormat
+
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 
 def make_logger(
@@ -30,6 +36,7 @@ def make_logger(
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
         _escape,
     ]
     if log_format == "console" or (log_format == "" and out.isatty()):
@@ -46,6 +53,31 @@ def make_logger(
         wrapper_class=structlog.make_filtering_bound_logger("debug" if debug else "info"),
     )
     return logger
+
+
+class LogObserver:
+    """Writes each record as a log line; those of level debug only when `debug` is on."""
+
+    def __init__(self, logger: FilteringBoundLogger, *, debug: bool) -> None:
+        self._logger = logger
+        self._debug = debug
+
+    def observe(self, record: Record) -> None:
+        if record.level == "debug" and not self._debug:
+            return
+        fields = msgspec.structs.asdict(record)
+        for key, value in fields.items():
+            if isinstance(value, float):
+                # A microsecond is finer than anything measured here.
+                fields[key] = round(value, 6)
+        if isinstance(record, ConnectionClosed):
+            for key in ("client", "address", "source"):
+                fields[key] = as_text(fields[key])
+        self._logger.log(_LEVELS[record.level], record.event, **fields)
+
+    def report(self, error: Exception) -> None:
+        """Write a defect of this program, with the place where it happened."""
+        self._logger.error("daemon.defect", error=repr(error), exc_info=error)
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:

@@ -1,16 +1,26 @@
 """What happened, as frozen values: the data plane emits records, observers decide what they become.
 
 A record's class says its `event`, the constant dotted name that logs carry, and its `level`; its
-fields are the log's fields. Durations are in seconds, sizes in octets, addresses are
-``address:port`` text with brackets around IPv6.
+fields are the log's fields. Durations are in seconds, sizes in octets. Socket addresses are as
+the socket module has them, address and port first: a record is made for each connection, text
+only where one is written (`as_text`).
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence  # noqa: TC003 - msgspec reads annotations at run time
 from typing import ClassVar, Literal, Protocol
 
 import msgspec
+
+
+def as_text(address: Sequence[object] | None) -> str:
+    """A socket address as ``address:port``, with brackets around IPv6; empty for None."""
+    if address is None:
+        return ""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
 class Reason(enum.StrEnum):
@@ -45,16 +55,20 @@ class Observer(Protocol):
 
 
 class ConnectionClosed(Record, frozen=True, kw_only=True):
-    """The one record of a connection; `connect_s` is None when no upstream was reached."""
+    """The one record of a connection.
+
+    `address` is the upstream's and `source` the one it sees; both and `connect_s` are None when
+    no upstream was reached, `source` also when nobody asked for it.
+    """
 
     event: ClassVar[str] = "connection.closed"
     level: ClassVar[Literal["debug", "info", "warning"]] = "debug"
 
     listener: int
     destination: str
-    client: str
-    address: str
-    source: str
+    client: Sequence[object]
+    address: Sequence[object] | None
+    source: Sequence[object] | None
     bytes_to_upstream: int
     bytes_to_client: int
     duration_s: float
@@ -145,3 +159,42 @@ class ListenersResumed(Record, frozen=True, kw_only=True):
     event: ClassVar[str] = "listener.resumed"
 
     connections: int
+
+
+class DaemonStarted(Record, frozen=True, kw_only=True):
+    """Everything is bound; `source` is empty where the kernel chooses."""
+
+    event: ClassVar[str] = "daemon.started"
+
+    version: str
+    source: tuple[str, ...]
+    listen: tuple[str, ...]
+    destinations: int
+    max_connections: int
+
+
+class DaemonReady(Record, frozen=True, kw_only=True):
+    """Every name has been asked for once; the ports in `unresolved` refuse their clients."""
+
+    event: ClassVar[str] = "daemon.ready"
+
+    listeners: int
+    unresolved: tuple[int, ...]
+    startup_s: float
+
+
+class DaemonDraining(Record, frozen=True, kw_only=True):
+    """Told to stop: sessions have `timeout_s` to finish."""
+
+    event: ClassVar[str] = "daemon.draining"
+
+    connections: int
+    timeout_s: float
+
+
+class DaemonStopped(Record, frozen=True, kw_only=True):
+    """The end; `reset` sessions were cut short."""
+
+    event: ClassVar[str] = "daemon.stopped"
+
+    reset: int

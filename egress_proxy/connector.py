@@ -1,0 +1,209 @@
+"""Addresses become one connected socket.
+
+`Upstreams` is what is known of a destination's addresses: their order, and which of them failed
+lately. A `Race` tries them for one client (RFC 8305, Happy Eyeballs): the next address when one
+fails, or after a tick of silence, until one answers or the time is up. Only one socket survives;
+no octet of the client is sent before that.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from egress_proxy.addresses import family_of
+from egress_proxy.reactor import ERROR
+from egress_proxy.records import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from egress_proxy.reactor import Reactor
+    from egress_proxy.variables import Address
+
+# A refused or unreachable address goes to the back for so long.
+_PENALTY_S = 10.0
+
+# linux/in.h: choose the port at connect, where it need only be unique for the remote address.
+_IP_BIND_ADDRESS_NO_PORT = 24
+
+# The pod or the node has run out of something; the remote is not to blame.
+EXHAUSTED = frozenset(
+    {
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.EADDRNOTAVAIL,
+    }
+)
+_REASONS = {errno.ECONNREFUSED: Reason.CONNECT_REFUSED, errno.ETIMEDOUT: Reason.CONNECT_TIMEOUT}
+
+
+class Endpoint:
+    """One remote address and port; it counts as failed until `failed_until` (monotonic seconds)."""
+
+    __slots__ = ("address", "failed_until", "family", "sockaddr")
+
+    def __init__(self, address: Address, port: int) -> None:
+        self.address = address
+        self.family = family_of(address)
+        self.sockaddr = (str(address), port)
+        self.failed_until = 0.0
+
+
+class Upstreams:
+    """The endpoints of one destination, handed out in rotation."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._endpoints: list[Endpoint] = []
+        self._turn = 0
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(endpoint.address for endpoint in self._endpoints)
+
+    def replace(self, addresses: Iterable[Address]) -> None:
+        """Use `addresses` from now on; what is known of those that stay is kept."""
+        known = {endpoint.address: endpoint for endpoint in self._endpoints}
+        self._endpoints = [
+            known.get(address) or Endpoint(address, self._port) for address in addresses
+        ]
+
+    def in_order(self, now: float) -> Sequence[Endpoint]:
+        """All endpoints for one more client: the next in turn first, lately failed ones last."""
+        endpoints = self._endpoints
+        if len(endpoints) < 2:  # noqa: PLR2004 - there is no order of one
+            return endpoints
+        self._turn = (self._turn + 1) % len(endpoints)
+        rotated = endpoints[self._turn :] + endpoints[: self._turn]
+        rotated.sort(key=lambda endpoint: endpoint.failed_until > now)
+        return rotated
+
+
+class Waiter(Protocol):
+    """Whoever wants the socket; told once, by one of the two."""
+
+    def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None: ...
+
+    def unconnected(self, reason: Reason, error_number: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Connector:
+    """How sockets are made: by `family` the source address to send from, if it is fixed."""
+
+    reactor: Reactor
+    sources: dict[int, str]
+
+    def open(self, endpoint: Endpoint) -> socket.SocketType:
+        """A socket that is connecting to `endpoint`.
+
+        Raises `OSError` when that fails at once.
+        """
+        sock = socket.SocketType(endpoint.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            source = self.sources.get(endpoint.family)
+            if source is not None:
+                sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((source, 0))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            error_number = sock.connect_ex(endpoint.sockaddr)
+        except BaseException:
+            sock.close()
+            raise
+        if error_number not in (0, errno.EINPROGRESS):
+            sock.close()
+            raise OSError(error_number, "connect")
+        return sock
+
+
+class Race:
+    """The attempts for one client; `attempts` is how many sockets have been tried."""
+
+    __slots__ = ("_connector", "_error_number", "_left", "_running", "_waiter", "attempts")
+
+    def __init__(self, connector: Connector, endpoints: Iterable[Endpoint], waiter: Waiter) -> None:
+        self._connector = connector
+        self._left: Iterator[Endpoint] = iter(endpoints)
+        self._waiter = waiter
+        self._running: list[_Attempt] = []
+        self._error_number = 0
+        self.attempts = 0
+
+    def start_next(self) -> None:
+        """Try one endpoint more; with none left and none running, the race is lost."""
+        for endpoint in self._left:
+            self.attempts += 1
+            try:
+                sock = self._connector.open(endpoint)
+            except OSError as error:
+                self._note(endpoint, error.errno or 0)
+                if error.errno in EXHAUSTED:
+                    break
+                continue
+            attempt = _Attempt(self, endpoint, sock)
+            self._running.append(attempt)
+            self._connector.reactor.watch(sock, attempt)
+            return
+        if not self._running:
+            self._waiter.unconnected(
+                _REASONS.get(self._error_number, Reason.CONNECT_UNREACHABLE)
+                if self._error_number not in EXHAUSTED
+                else Reason.ERROR,
+                self._error_number,
+            )
+
+    def time_out(self) -> None:
+        """Give up: every endpoint that has not answered counts as failed."""
+        for attempt in self._running:
+            self._note(attempt.endpoint, errno.ETIMEDOUT)
+        self.cancel()
+        self._waiter.unconnected(Reason.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+
+    def cancel(self) -> None:
+        """Close every socket that is still connecting."""
+        for attempt in self._running:
+            self._connector.reactor.close(attempt.sock)
+        self._running.clear()
+
+    def won(self, attempt: _Attempt, events: int) -> None:
+        attempt.endpoint.failed_until = 0.0
+        self._running.remove(attempt)
+        self.cancel()
+        self._waiter.connected(attempt.sock, attempt.endpoint, events)
+
+    def lost(self, attempt: _Attempt, error_number: int) -> None:
+        self._running.remove(attempt)
+        self._connector.reactor.close(attempt.sock)
+        self._note(attempt.endpoint, error_number)
+        self.start_next()
+
+    def _note(self, endpoint: Endpoint, error_number: int) -> None:
+        self._error_number = error_number
+        if error_number not in EXHAUSTED:
+            endpoint.failed_until = self._connector.reactor.now + _PENALTY_S
+
+
+class _Attempt:
+    """One socket of a race."""
+
+    __slots__ = ("endpoint", "race", "sock")
+
+    def __init__(self, race: Race, endpoint: Endpoint, sock: socket.SocketType) -> None:
+        self.race = race
+        self.endpoint = endpoint
+        self.sock = sock
+
+    def ready(self, events: int) -> None:
+        if events & ERROR:
+            self.race.lost(self, self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        else:
+            self.race.won(self, events)
+
+    def fail(self) -> None:
+        self.race.lost(self, 0)

@@ -1,0 +1,358 @@
+"""One destination, from listening to the record of each connection.
+
+A `Forwarder` listens; each client becomes a `Connection`, which connects, relays and records:
+one object owns a connection from accept to record, whatever happens to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from egress_proxy.addresses import family_of
+from egress_proxy.connector import EXHAUSTED, Race, Upstreams
+from egress_proxy.reactor import ERROR
+from egress_proxy.records import ConnectionClosed, ListenerOpened, Observer, Reason
+from egress_proxy.splice import Relay, reset_on_close
+from egress_proxy.wheel import TICK_S
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from egress_proxy.admission import Admission
+    from egress_proxy.connector import Connector, Endpoint
+    from egress_proxy.destinations import Destination
+    from egress_proxy.splice import Engine
+    from egress_proxy.variables import Address, Network
+    from egress_proxy.wheel import Wheel
+
+# The kernel cuts it down to net.core.somaxconn (listen(2)).
+_BACKLOG = 4096
+
+# A silent peer that is gone is found out after 60 s and four probes of 15 s (tcp(7)).
+# TCP_USER_TIMEOUT is left alone: it would also end a live peer that reads slowly
+# (docs/decisions/002-no-user-timeout.md).
+_KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+# How often a connection that nothing limits is looked at.
+_SELDOM_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for the clients of every destination. Durations are in seconds, 0 is never."""
+
+    allow_clients: tuple[Network, ...]
+    connect_timeout_s: float
+    idle_timeout_s: float
+    half_close_timeout_s: float
+    # Whether records carry the source port, which costs a system call a connection.
+    audit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """What all forwarders share."""
+
+    engine: Engine
+    wheel: Wheel
+    admission: Admission
+    connector: Connector
+    observer: Observer
+
+
+class Forwarder:
+    """Listens for one destination.
+
+    `upstreams` are the destination's addresses; `on_all_failed` is called when a client found none
+    of them answering.
+    """
+
+    def __init__(self, plant: Plant, rules: Rules, destination: Destination) -> None:
+        self.plant = plant
+        self.rules = rules
+        self.destination = destination
+        self.name = str(destination)
+        self.upstreams = Upstreams(destination.remote_port)
+        self.on_all_failed: Callable[[], None] = _nothing
+        self.listening = False
+        self._listeners: list[socket.SocketType] = []
+
+    def bind(self, address: Address) -> None:
+        """Take the port on `address`; until `use`, clients are refused. Raises `OSError`."""
+        self._listeners.append(_bound_socket(address, self.destination.port))
+
+    def use(self, addresses: Sequence[Address]) -> None:
+        """Connect to `addresses` from now on; the first ones open the port."""
+        self.upstreams.replace(addresses)
+        if self.listening:
+            return
+        self.listening = True
+        for sock in self._listeners:
+            sock.listen(_BACKLOG)
+        self.plant.admission.gates.append(self)
+        if not self.plant.admission.paused:
+            self.resume()
+        self.plant.observer.observe(
+            ListenerOpened(
+                listener=self.destination.port,
+                destination=self.name,
+                addresses=tuple(sock.getsockname()[0] for sock in self._listeners),
+            )
+        )
+
+    def resume(self) -> None:
+        for sock in self._listeners:
+            self.plant.engine.reactor.watch_listener(sock, _Acceptor(self, sock))
+
+    def pause(self) -> None:
+        for sock in self._listeners:
+            self.plant.engine.reactor.unwatch(sock)
+
+    def close(self) -> None:
+        """Give the port up; established connections go on."""
+        if self.listening:
+            self.listening = False
+            self.plant.admission.gates.remove(self)
+            if not self.plant.admission.paused:
+                self.pause()
+        for sock in self._listeners:
+            sock.close()
+        self._listeners.clear()
+
+    def accept(self, listener: socket.SocketType) -> None:
+        """Take one client out of the backlog, if one is still there."""
+        try:
+            # socket.accept() would wrap the socket in a slower class, at twice the cost.
+            fd, client_address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            self.plant.admission.exhausted(error.errno)
+            return
+        client = socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd)
+        client.setblocking(False)  # noqa: FBT003 - the method has no keyword
+        Connection(self, client, client_address).begin()
+
+    def allows(self, client_address: str) -> bool:
+        networks = self.rules.allow_clients
+        if not networks:
+            return True
+        address = ipaddress.ip_address(client_address)
+        return any(address in network for network in networks)
+
+
+def _nothing() -> None:
+    """Literal addresses have nobody to ask again."""
+
+
+def _bound_socket(address: Address, port: int) -> socket.SocketType:
+    family = family_of(address)
+    sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Accepted sockets inherit these.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        _keep_alive(sock)
+        sock.bind((str(address), port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class _Acceptor:
+    """Watches one listening socket."""
+
+    __slots__ = ("_forwarder", "_sock")
+
+    def __init__(self, forwarder: Forwarder, sock: socket.SocketType) -> None:
+        self._forwarder = forwarder
+        self._sock = sock
+
+    def ready(self, _events: int) -> None:
+        self._forwarder.accept(self._sock)
+
+    def fail(self) -> None:
+        """The listener goes on: nothing of it is broken."""
+
+
+class Connection:
+    """One client, from accept to record."""
+
+    __slots__ = (
+        "_accepted_at",
+        "_address",
+        "_client",
+        "_client_address",
+        "_client_events",
+        "_connected_at",
+        "_forwarder",
+        "_over",
+        "_race",
+        "_relay",
+        "_source",
+        "_unguarded",
+        "tick",
+    )
+
+    tick: int
+
+    def __init__(
+        self, forwarder: Forwarder, client: socket.SocketType, client_address: Sequence[object]
+    ) -> None:
+        self._forwarder = forwarder
+        self._client = client
+        self._client_address = client_address
+        self._client_events = 0
+        self._accepted_at = forwarder.plant.engine.reactor.now
+        self._connected_at = 0.0
+        self._address: Sequence[object] | None = None
+        self._source: Sequence[object] | None = None
+        # An upstream without keepalive: it is set on those that live to see the wheel turn.
+        self._unguarded: socket.SocketType | None = None
+        self._relay: Relay | None = None
+        self._race: Race | None = None
+        self._over = False
+
+    def begin(self) -> None:
+        """Connect to the destination; the client's octets wait in the kernel meanwhile."""
+        plant = self._forwarder.plant
+        plant.admission.enter()
+        plant.engine.reactor.watch(self._client, self)
+        plant.wheel.enter(self, TICK_S)
+        if not self._forwarder.allows(str(self._client_address[0])):
+            self._refuse(Reason.DENIED_CLIENT)
+            return
+        endpoints = self._forwarder.upstreams.in_order(plant.engine.reactor.now)
+        self._race = Race(plant.connector, endpoints, self)
+        self._race.start_next()
+
+    def ready(self, events: int) -> None:
+        """The client has done something while its upstream is still being connected."""
+        self._client_events |= events
+        if events & ERROR:
+            self._refuse(Reason.CLIENT_GONE)
+
+    def fail(self) -> None:
+        self.abort(Reason.ERROR)
+
+    def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None:
+        """The upstream is there: relay."""
+        plant = self._forwarder.plant
+        self._unguarded = sock
+        self._address = endpoint.sockaddr
+        self._connected_at = plant.engine.reactor.now
+        if self._forwarder.rules.audit:
+            with contextlib.suppress(OSError):
+                self._source = sock.getsockname()
+        self._relay = Relay(plant.engine, self._client, sock, self)
+        self._relay.start(self._client_events, events)
+
+    def unconnected(self, reason: Reason, error_number: int) -> None:
+        """No upstream is to be had: the client is reset at once."""
+        self._refuse(reason)
+        if error_number in EXHAUSTED:
+            self._forwarder.plant.admission.exhausted(error_number)
+        else:
+            self._forwarder.on_all_failed()
+
+    def due(self) -> None:
+        """Time has passed: end what has taken too long, or look again later."""
+        if self._relay is None:
+            self._hurry()
+        else:
+            if self._unguarded is not None:
+                _keep_alive(self._unguarded)
+                self._unguarded = None
+            self._check_idle(self._relay)
+
+    def _hurry(self) -> None:
+        race = self._race
+        if race is None:
+            return
+        left_s = self._accepted_at + self._forwarder.rules.connect_timeout_s - monotonic()
+        if left_s <= 0:
+            race.time_out()
+            return
+        self._forwarder.plant.wheel.enter(self, min(TICK_S, left_s))
+        # RFC 8305 section 5: a silent address does not hold up the next one.
+        race.start_next()
+
+    def _check_idle(self, relay: Relay) -> None:
+        rules = self._forwarder.rules
+        limits = [(rules.idle_timeout_s, Reason.IDLE_TIMEOUT)]
+        if relay.half_closed:
+            limits.append((rules.half_close_timeout_s, Reason.HALF_CLOSE_TIMEOUT))
+        timeout_s, reason = min((limit for limit in limits if limit[0]), default=(_SELDOM_S, None))
+        left_s = relay.touched + timeout_s - monotonic()
+        if left_s <= 0 and reason is not None:
+            relay.abort(reason)
+            return
+        # A half-close from now on is noticed in time.
+        self._forwarder.plant.wheel.enter(
+            self, min(max(left_s, TICK_S), rules.half_close_timeout_s or _SELDOM_S)
+        )
+
+    def abort(self, reason: Reason) -> None:
+        """End the connection with a RST to whoever is there."""
+        if self._relay is not None:
+            self._relay.abort(reason)
+        else:
+            self._refuse(reason)
+
+    def _refuse(self, reason: Reason) -> None:
+        """Reset a client that has no upstream."""
+        if self._over:
+            return
+        if self._race is not None:
+            self._race.cancel()
+        reset_on_close(self._client)
+        self._forwarder.plant.engine.reactor.close(self._client)
+        self._close(reason)
+
+    def relay_ended(self, reason: Reason) -> None:
+        self._close(reason)
+
+    def _close(self, reason: Reason) -> None:
+        """Whatever happened, it ends here, once."""
+        self._over = True
+        forwarder, plant = self._forwarder, self._forwarder.plant
+        plant.wheel.leave(self)
+        now = plant.engine.reactor.now
+        relay, race = self._relay, self._race
+        plant.observer.observe(
+            ConnectionClosed(
+                listener=forwarder.destination.port,
+                destination=forwarder.name,
+                client=self._client_address,
+                address=self._address,
+                source=self._source,
+                bytes_to_upstream=relay.up.count if relay else 0,
+                bytes_to_client=relay.down.count if relay else 0,
+                duration_s=now - self._accepted_at,
+                connect_s=self._connected_at - self._accepted_at if relay else None,
+                attempts=race.attempts if race else 0,
+                reason=reason,
+            )
+        )
+        self._relay = self._race = None
+        plant.admission.leave()
+
+
+def _keep_alive(sock: socket.SocketType) -> None:
+    for option in _KEEPALIVE:
+        sock.setsockopt(*option)

@@ -1,0 +1,133 @@
+"""One edge-triggered epoll for all relayed sockets, watched by the event loop.
+
+The event loop sees a single readable descriptor; behind it, each socket is registered once and
+never modified, which is what makes a relayed byte cheap. asyncio (with uvloop) keeps running DNS,
+timers, signals and the admin port beside it.
+
+Whoever watches a socket is told of *changes* (epoll(7), edge-triggered): after "readable" it must
+read until the socket is drained, or ask to be called `again`. Two rules keep batches sound:
+
+- A socket is closed only after the batch, because the kernel may give its number to a new socket
+  while events of the old one are still waiting in the batch.
+- A watcher that raises is told so with `fail` and nothing else suffers.
+"""
+
+from __future__ import annotations
+
+import select
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Callable
+
+IN = select.EPOLLIN
+OUT = select.EPOLLOUT
+ERROR = select.EPOLLERR
+# The peer has sent its FIN; bytes before it may still be unread.
+PEER_FINISHED = select.EPOLLRDHUP
+URGENT = select.EPOLLPRI
+
+_EDGES = IN | OUT | PEER_FINISHED | URGENT | select.EPOLLET
+
+# Events taken at once: a bound on how long the event loop waits for its turn.
+_BATCH = 256
+
+
+class Watcher(Protocol):
+    """Takes the events of a socket."""
+
+    def ready(self, events: int) -> None: ...
+
+    def fail(self) -> None:
+        """End the connection in which `ready` raised."""
+
+
+class Reactor:
+    """Dispatches events to watchers.
+
+    `now` is the time of the batch, in seconds of time.monotonic(). `report` is told of what a
+    watcher raises: a defect of this program, never a peer's doing.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, report: Callable[[Exception], None]
+    ) -> None:
+        self._loop = loop
+        self._report = report
+        self._epoll = select.epoll()
+        self._watchers: dict[int, Watcher] = {}
+        self._again: list[Watcher] = []
+        self._closing: list[socket.SocketType] = []
+        self.now = monotonic()
+        loop.add_reader(self._epoll.fileno(), self._run)
+
+    def watch(self, sock: socket.SocketType, watcher: Watcher) -> None:
+        """Tell `watcher` of each change of `sock`, from now on; its present state is a change."""
+        fd = sock.fileno()
+        self._watchers[fd] = watcher
+        self._epoll.register(fd, _EDGES)
+
+    def watch_listener(self, sock: socket.SocketType, watcher: Watcher) -> None:
+        """Tell `watcher` as long as clients are waiting in the listening socket's backlog."""
+        fd = sock.fileno()
+        self._watchers[fd] = watcher
+        self._epoll.register(fd, IN)
+
+    def unwatch(self, sock: socket.SocketType) -> None:
+        fd = sock.fileno()
+        del self._watchers[fd]
+        self._epoll.unregister(fd)
+
+    def pass_on(self, sock: socket.SocketType, watcher: Watcher) -> None:
+        """Tell another watcher from now on."""
+        self._watchers[sock.fileno()] = watcher
+
+    def close(self, sock: socket.SocketType) -> None:
+        """Forget `sock`, and close it once this batch is done."""
+        del self._watchers[sock.fileno()]
+        if not self._closing:
+            self._loop.call_soon(self._close_sockets)
+        self._closing.append(sock)
+
+    def again(self, watcher: Watcher) -> None:
+        """Call `watcher.ready(0)` after the other sockets have had their turn."""
+        if not self._again:
+            self._loop.call_soon(self._run_again)
+        self._again.append(watcher)
+
+    def stop(self) -> None:
+        self._loop.remove_reader(self._epoll.fileno())
+        self._close_sockets()
+        self._epoll.close()
+
+    def _run(self) -> None:
+        self.now = monotonic()
+        watchers = self._watchers
+        for fd, events in self._epoll.poll(0, _BATCH):
+            watcher = watchers.get(fd)
+            if watcher is not None:
+                try:
+                    watcher.ready(events)
+                except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+                    self._report(error)
+                    watcher.fail()
+        if self._closing:
+            self._close_sockets()
+
+    def _run_again(self) -> None:
+        self.now = monotonic()
+        watchers, self._again = self._again, []
+        for watcher in watchers:
+            try:
+                watcher.ready(0)
+            except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+                self._report(error)
+                watcher.fail()
+
+    def _close_sockets(self) -> None:
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()

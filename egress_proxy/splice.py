@@ -1,0 +1,389 @@
+"""The relay of one pair of sockets: every octet, in order, and every ending as it happened.
+
+A `Relay` is two `Flow` values, one a direction. A flow reads its source and writes its sink; what
+the sink does not take at once is held, and while anything is held the flow reads nothing more, so
+a slow reader stalls its sender through TCP itself. Small amounts are copied through one buffer
+that all flows share; a flow that fills it moves its bulk with splice(2) through a kernel pipe.
+
+How a direction ends:
+
+- The source's FIN, after everything before it, becomes a FIN to the sink; the other direction
+  goes on (RFC 9293 section 3.6). When both directions have finished, so has the relay.
+- A socket that breaks (RST, or no answer any more) gives up what is still for it; what it sent
+  before is delivered to the other side, acknowledged, and followed by a RST.
+
+The verdict "finished" is recv's alone: splice(2) says 0 also for octets that it can't move, such
+as urgent data, which is relayed in place with the rest (RFC 6093 section 6).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+import sys
+import termios
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from egress_proxy.reactor import ERROR, IN, OUT, PEER_FINISHED, URGENT
+from egress_proxy.records import Reason
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from egress_proxy.pipes import Pipe, PipePool
+    from egress_proxy.reactor import Reactor
+
+# A read that fills the shared buffer is bulk. 64 KiB is also what a default pipe holds.
+_READ = 64 * 1024
+_BUFFER = memoryview(bytearray(_READ))
+
+# Splices that move less than this are dearer than copies; the flow goes back to copying.
+_WORTH_SPLICING = 16 * 1024
+
+# How many buffers or pipes one flow moves before the other connections have their turn.
+_ROUNDS = 16
+
+# SO_LINGER {on, 0 s}: close(2) sends a RST (socket(7)).
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+# How long to wait before asking again whether the peer has acknowledged everything.
+_FLUSH_POLL_S = 0.005
+_FLUSH_POLL_MAX_S = 0.25
+
+
+_UNUSUAL = ERROR | URGENT | PEER_FINISHED
+
+
+class Owner(Protocol):
+    """Whoever owns a relay; told once."""
+
+    def relay_ended(self, reason: Reason) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What all relays share."""
+
+    loop: asyncio.AbstractEventLoop
+    reactor: Reactor
+    pipes: PipePool
+
+
+def reset_on_close(sock: socket.SocketType) -> None:
+    """Make the close of `sock` a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+class Relay:
+    """Both directions between `client` and `upstream`, two connected non-blocking sockets.
+
+    Both must have SO_OOBINLINE set and be watched already. `touched` is the reactor's time at
+    which an octet or a FIN moved last.
+    """
+
+    __slots__ = (
+        "_client",
+        "_flush_timer",
+        "_owner",
+        "_reset_reason",
+        "_upstream",
+        "down",
+        "ended",
+        "engine",
+        "touched",
+        "up",
+    )
+
+    def __init__(
+        self,
+        engine: Engine,
+        client: socket.SocketType,
+        upstream: socket.SocketType,
+        owner: Owner,
+    ) -> None:
+        self.engine = engine
+        self._client = client
+        self._upstream = upstream
+        self._owner = owner
+        self._reset_reason: Reason | None = None
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self.ended = False
+        self.touched = engine.reactor.now
+        self.up = Flow(self, client, upstream, Reason.CLIENT_RESET)
+        self.down = Flow(self, upstream, client, Reason.UPSTREAM_RESET)
+        self.up.opposite = self.down
+        self.down.opposite = self.up
+
+    def start(self, client_events: int, upstream_events: int) -> None:
+        """Take over both sockets, with the events that they have had so far."""
+        reactor = self.engine.reactor
+        reactor.pass_on(self._client, self.up)
+        reactor.pass_on(self._upstream, self.down)
+        self.up.ready(client_events)
+        self.down.ready(upstream_events)
+
+    @property
+    def half_closed(self) -> bool:
+        """Whether a direction has ended."""
+        return not (self.up.open and self.down.open)
+
+    def abort(self, reason: Reason) -> None:
+        """End both sides with a RST, now."""
+        if not self.ended:
+            reset_on_close(self._client)
+            reset_on_close(self._upstream)
+            self._end(reason)
+
+    def finished(self, flow: Flow) -> None:
+        """`flow` has read its source's FIN and delivered everything before it."""
+        flow.open = False
+        if not flow.opposite.open:
+            # Closing sends the FIN that is still due.
+            self._end(Reason.FINISHED)
+            return
+        self.touched = self.engine.reactor.now
+        try:
+            flow.sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            flow.opposite.source_broke()
+
+    def broken(self, flow: Flow) -> None:
+        """`flow`'s source is broken, and what it sent is on its way: let a RST follow."""
+        flow.open = False
+        if self._reset_reason is None:
+            self._reset_reason = flow.reset_reason
+            self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
+        else:
+            self.abort(self._reset_reason)
+
+    def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:
+        # A RST makes both kernels drop what is under way, so it waits for the sink's ACKs. No
+        # event tells of them; the idle timer bounds the wait.
+        if _unacknowledged(sink):
+            self._flush_timer = self.engine.loop.call_later(
+                delay_s, self._reset_once_acknowledged, sink, min(2 * delay_s, _FLUSH_POLL_MAX_S)
+            )
+        else:
+            self.abort(self._reset_reason or Reason.ERROR)
+
+    def _end(self, reason: Reason) -> None:
+        self.ended = True
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self.up.stop()
+        self.down.stop()
+        self.engine.reactor.close(self._client)
+        self.engine.reactor.close(self._upstream)
+        self._owner.relay_ended(reason)
+
+
+class Flow:
+    """One direction of a relay, and the watcher of its source socket.
+
+    `count` is the number of octets that the sink's kernel has taken; `open` says whether more may
+    follow.
+    """
+
+    __slots__ = (
+        "_bulk",
+        "_held",
+        "_pipe",
+        "_piped",
+        "_readable",
+        "_relay",
+        "_short_read_drains",
+        "_source",
+        "_source_broken",
+        "_source_finished",
+        "count",
+        "open",
+        "opposite",
+        "reset_reason",
+        "sink",
+    )
+
+    opposite: Flow
+
+    def __init__(
+        self,
+        relay: Relay,
+        source: socket.SocketType,
+        sink: socket.SocketType,
+        reset_reason: Reason,
+    ) -> None:
+        self._relay = relay
+        self._source = source
+        self.sink = sink
+        self.reset_reason = reset_reason
+        self.count = 0
+        self.open = True
+        self._readable = False
+        self._source_finished = False
+        self._source_broken = False
+        # epoll(7): a read that returns less than asked has drained a stream socket, but for the
+        # stop that recv makes at urgent data.
+        self._short_read_drains = True
+        self._bulk = False
+        # What the sink has not taken yet: octets in user space, or in a pipe; never both.
+        self._held: memoryview | None = None
+        self._pipe: Pipe | None = None
+        self._piped = 0
+
+    def ready(self, events: int) -> None:
+        """The source has changed: it may be readable, writable, finished or broken."""
+        if self._relay.ended:
+            return
+        if events & _UNUSUAL:
+            if events & ERROR:
+                self.source_broke()
+                return
+            if events & PEER_FINISHED:
+                self._source_finished = True
+            if events & URGENT:
+                self._short_read_drains = False
+        opposite = self.opposite
+        if events & OUT and (opposite._held is not None or opposite._pipe is not None):  # noqa: SLF001 - same class
+            opposite._move()  # noqa: SLF001 - same class
+        if events & IN:
+            self._readable = True
+        if self._readable and self._held is None and self._pipe is None:
+            self._move()
+
+    def fail(self) -> None:
+        self._relay.abort(Reason.ERROR)
+
+    def source_broke(self) -> None:
+        """Nothing can reach the source any more; what it sent before may still be unread."""
+        self.opposite.stop()
+        self._source_broken = True
+        # Read on until recv itself says that there is no more.
+        self._short_read_drains = False
+        self._readable = True
+        if not self.open:
+            self._relay.broken(self)
+        elif self._held is None and self._pipe is None:
+            self._move()
+
+    def stop(self) -> None:
+        """Move nothing more, and give up what is held."""
+        self.open = False
+        self._held = None
+        if self._pipe is not None:
+            self._relay.engine.pipes.give_back(self._pipe, empty=False)
+            self._pipe = None
+            self._piped = 0
+
+    def _move(self) -> None:
+        """Move octets until the source is drained, the sink is full, or others want a turn."""
+        if not self._deliver_held():
+            return
+        for _ in range(_ROUNDS):
+            if not (self._readable and self.open):
+                return
+            if not (self._splice() if self._bulk else self._copy()):
+                return
+        self._relay.engine.reactor.again(self)
+
+    def _copy(self) -> bool:
+        """Move one buffer's worth; whether to go on."""
+        try:
+            count = self._source.recv_into(_BUFFER)
+        except BlockingIOError:
+            self._readable = False
+            return False
+        except OSError:
+            self._relay.broken(self)
+            return False
+        if count == 0:
+            self._end_reached()
+            return False
+        drained = count < _READ and self._short_read_drains
+        if drained:
+            self._readable = self._source_finished
+        elif count == _READ:
+            self._bulk = self._short_read_drains
+        if not self._send(_BUFFER[:count]):
+            return False
+        if drained and self._source_finished:
+            self._relay.finished(self)
+            return False
+        return True
+
+    def _end_reached(self) -> None:
+        # The error of a broken socket is told once, perhaps to a send; recv then says 0.
+        if self._source_broken:
+            self._relay.broken(self)
+        else:
+            self._relay.finished(self)
+
+    def _send(self, octets: memoryview) -> bool:
+        """Give `octets` to the sink; hold what it does not take, and say whether it took all."""
+        try:
+            taken = self.sink.send(octets)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self.opposite.source_broke()
+            return False
+        self.count += taken
+        self._relay.touched = self._relay.engine.reactor.now
+        if taken == len(octets):
+            self._held = None
+            return True
+        # The shared buffer is another flow's next; what is held already is this flow's own.
+        self._held = octets[taken:] if self._held is not None else memoryview(bytes(octets[taken:]))
+        return False
+
+    def _deliver_held(self) -> bool:
+        """Whether nothing is held any more."""
+        if self._held is not None:
+            return self._send(self._held)
+        return self._pipe is None or self._empty_pipe(self._pipe)
+
+    def _splice(self) -> bool:
+        """Move one pipe's worth; whether to go on."""
+        pipe = self._relay.engine.pipes.take()
+        if pipe is None:
+            self._bulk = False
+            return True
+        self._pipe = pipe
+        try:
+            count = os.splice(
+                self._source.fileno(), pipe.write_fd, pipe.size, flags=os.SPLICE_F_NONBLOCK
+            )
+        except BlockingIOError:
+            # The pipe is empty, so it is the source that has nothing.
+            self._readable = False
+            count = 0
+        except OSError:
+            count = 0
+        self._bulk = not self._readable or count >= _WORTH_SPLICING
+        self._piped = count
+        return self._empty_pipe(pipe) and self._readable
+
+    def _empty_pipe(self, pipe: Pipe) -> bool:
+        """Splice what is in `pipe` to the sink; whether that was all."""
+        while self._piped:
+            try:
+                taken = os.splice(
+                    pipe.read_fd, self.sink.fileno(), self._piped, flags=os.SPLICE_F_NONBLOCK
+                )
+            except BlockingIOError:
+                return False
+            except OSError:
+                self.opposite.source_broke()
+                return False
+            self._piped -= taken
+            self.count += taken
+            self._relay.touched = self._relay.engine.reactor.now
+        self._relay.engine.pipes.give_back(pipe, empty=True)
+        self._pipe = None
+        return True
+
+
+def _unacknowledged(sock: socket.SocketType) -> int:
+    """Octets sent that the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7))."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
