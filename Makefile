@@ -32,3 +32,29 @@ types: install ## check types
 format: install ## mend what can be mended by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+ENGINE ?= $(shell command -v podman || command -v buildah || command -v docker)
+BASE ?= localhost/egress-proxy-base:trixie
+BASE_PYTHON ?= 3.13
+WHEELS := build/wheels/for-$(BASE_PYTHON)
+export ENGINE BASE
+
+$(WHEELS): $(wildcard images/*/requirements.txt) images/requirements-build.txt | install
+	PYTHON=$(BIN)/python images/wheels.sh $(BASE_PYTHON)
+	@touch $@
+
+.PHONY: images
+images: $(WHEELS) ## build both images (ENGINE, BASE and BASE_PYTHON: images/README.md)
+	images/build.sh
+
+$(VENV)/image-tools: images/tools.txt | install
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement images/tools.txt
+	@touch $@
+
+.PHONY: base
+base: ## make the base image anew from Debian packages, with their latest updates
+	images/base.sh $(BASE)
+
+.PHONY: lock
+lock: $(VENV)/image-tools ## pin the images' requirements anew (UPGRADE=1: to the latest)
+	$(BIN)/python images/lock.py $(if $(UPGRADE),--upgrade)
