@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,9 +41,8 @@ def no_leaks() -> Iterator[None]:
 
 def _descriptors() -> set[str]:
     found = set()
-    for entry in os.scandir("/proc/self/fd"):
-        try:
-            found.add(os.readlink(entry.path))
-        except FileNotFoundError:
-            continue
+    for entry in Path("/proc/self/fd").iterdir():
+        # The descriptor of this very listing is gone by now.
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(entry.readlink()))
     return found

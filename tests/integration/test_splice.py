@@ -9,8 +9,11 @@ import socket
 import pytest
 
 from egress_proxy.records import Reason
-from tests.support.peers import Peer
 from tests.support.rig import Rig, turns
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.support.peers import Peer
 
 pytestmark = pytest.mark.asyncio
 
