@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from typing import TYPE_CHECKING
 
 import pytest
 
 from egress_proxy.records import Reason
 from tests.support.rig import Rig, turns
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tests.support.peers import Peer
