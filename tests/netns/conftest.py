@@ -1,0 +1,37 @@
+"""The laboratory of the tests in this directory, or the reason why there is none."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.lab import Lab
+from tests.support.namespaces import LabUnavailableError, become_root
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# At import, before any test has started a thread: the kernel would refuse it afterwards.
+try:
+    become_root()
+    refusal = ""
+except LabUnavailableError as error:
+    refusal = str(error)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def laboratory() -> None:
+    """Skip where the machine forbids namespaces, but never in continuous integration."""
+    if refusal and os.environ.get("CI") == "true":
+        pytest.fail(refusal)
+    if refusal:
+        pytest.skip(refusal)
+
+
+@pytest.fixture
+def lab(laboratory: None) -> Iterator[Lab]:  # noqa: ARG001 - for its order
+    """A new topology, with a strict reverse-path filter."""
+    with Lab() as built:
+        yield built

@@ -1,0 +1,177 @@
+"""Linux namespaces by system call: become root of one's own, make networks, start commands inside.
+
+Python 3.11 has no ``os.unshare`` and no ``os.setns``, and a bare machine has no iproute2; libc has
+both calls. A network namespace lives exactly as long as something holds it, so a crash or a
+SIGKILL of the test run leaves nothing behind: there is no name under ``/run/netns`` to remove.
+
+Run as a script, this file is the launcher of `Placement`: it enters a namespace, gives up what the
+command must not have, and becomes the command. A process of its own can do what a thread of the
+test run can't: make a user namespace, and die with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import getpass
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+
+# linux/mount.h
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
+
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
+
+# linux/capability.h: the numbers of those that a test may leave to a command.
+_CAPABILITIES = {"NET_BIND_SERVICE": 10, "NET_ADMIN": 12, "NET_RAW": 13}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LabUnavailableError(Exception):
+    """This machine does not let us make network namespaces; the text says what it refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a command runs and what it may do there.
+
+    `network` is a descriptor of the network namespace, open in the launcher too. `resolv_conf` is
+    a file to be seen as /etc/resolv.conf. `capabilities` are all that root keeps (None: every
+    one). `uid` is a user and group without any capability; 0 is root.
+    """
+
+    network: int
+    resolv_conf: str | None = None
+    capabilities: tuple[str, ...] | None = None
+    uid: int = 0
+
+    def launcher(self, *argv: str) -> list[str]:
+        """The command line that runs `argv` there."""
+        placement = json.dumps(dataclasses.asdict(self))
+        return [sys.executable, "-I", "-S", __file__, placement, *argv]
+
+
+def become_root() -> None:
+    """Enter a user namespace as its root, unless this process may make network namespaces already.
+
+    To be called before the process has a second thread: the kernel refuses it later.
+    """
+    if _refusal(CLONE_NEWNET | CLONE_NEWNS) is None:
+        return
+    # A user namespace can't be left again, so a child finds out whether it would be of any use.
+    refusal = _refusal(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS)
+    if refusal is not None:
+        raise LabUnavailableError(f"no network namespace for uid {os.getuid()}: {refusal}")
+    # pytest names its temporary directory after the user: "root" would be the real root's.
+    os.environ.setdefault("LOGNAME", getpass.getuser())
+    _enter_user_namespace(uid=0)
+    unshare(CLONE_NEWNS)
+
+
+def _refusal(flags: int) -> str | None:
+    """What the kernel says to `unshare(flags)` and a first use of it, tried in a child process."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if flags & CLONE_NEWUSER:
+                _enter_user_namespace(uid=0)
+            unshare(flags & ~CLONE_NEWUSER)
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        except OSError as error:
+            os.write(writer, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return text or None
+
+
+def _enter_user_namespace(*, uid: int) -> None:
+    """Become `uid`, with a group of the same number, in a new user namespace."""
+    outer_uid, outer_gid = os.geteuid(), os.getegid()
+    unshare(CLONE_NEWUSER)
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{uid} {outer_uid} 1")
+    Path("/proc/self/gid_map").write_text(f"{uid} {outer_gid} 1")
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread namespaces of its own."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Move the calling thread into the namespace of `descriptor`."""
+    _check(_libc.setns(descriptor, kind), "setns")
+
+
+def _mount(source: str, target: str, flags: int) -> None:
+    result = _libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None)
+    _check(result, f"mount {source} on {target}")
+
+
+def _prctl(option: int, argument: int) -> None:
+    words = (ctypes.c_ulong(word) for word in (argument, 0, 0, 0))
+    _check(_libc.prctl(option, *words), f"prctl {option}")
+
+
+def _check(result: int, call: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{call}: {os.strerror(number)}")
+
+
+def _drop_capabilities(*, keep: tuple[str, ...]) -> None:
+    """Take all but `keep` from what root gets with the next execve."""
+    kept = {_CAPABILITIES[name] for name in keep}
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    for capability in set(range(last + 1)) - kept:
+        _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def _launch(placement: Placement, argv: list[str]) -> None:
+    setns(placement.network, CLONE_NEWNET)
+    os.close(placement.network)
+    if placement.resolv_conf is not None:
+        unshare(CLONE_NEWNS)
+        _mount("none", "/", _MS_REC | _MS_PRIVATE)
+        _mount(placement.resolv_conf, "/etc/resolv.conf", _MS_BIND)
+    if placement.capabilities is not None:
+        _drop_capabilities(keep=placement.capabilities)
+    if placement.uid != 0:
+        # Root of a user namespace knows no other user than itself, so setuid() can't do it; a
+        # namespace inside has no power over the network, which belongs to the outer one.
+        _enter_user_namespace(uid=placement.uid)
+    if placement.uid != 0 or placement.capabilities is not None:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.execve(argv[0], argv, _given_environment())  # noqa: S606 - becoming the command is the point
+
+
+def _given_environment() -> dict[bytes, bytes]:
+    """The environment that this process was started with: Python adds LC_CTYPE to its own."""
+    entries = Path("/proc/self/environ").read_bytes().split(b"\0")
+    return dict(entry.split(b"=", 1) for entry in entries if entry)
+
+
+if __name__ == "__main__":
+    fields = json.loads(sys.argv[1])
+    _launch(Placement(**fields), sys.argv[2:])
