@@ -4,9 +4,9 @@ Python 3.11 has no ``os.unshare`` and no ``os.setns``, and a bare machine has no
 both calls. A network namespace lives exactly as long as something holds it, so a crash or a
 SIGKILL of the test run leaves nothing behind: there is no name under ``/run/netns`` to remove.
 
-Run as a script, this file is the launcher of `Placement`: it enters a namespace, gives up what the
-command must not have, and becomes the command. A process of its own can do what a thread of the
-test run can't: make a user namespace, and die with its parent.
+Run as a script, this file is the launcher of a `Container`: it enters a namespace, gives up what
+the command must not have, and becomes the command. A process of its own can do what a thread of
+the test run can't: make a user namespace, and die with its parent.
 """
 
 from __future__ import annotations
@@ -47,23 +47,27 @@ class LabUnavailableError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where a command runs and what it may do there.
+class Container:
+    """What a command has of its own, as a container would give it.
 
-    `network` is a descriptor of the network namespace, open in the launcher too. `resolv_conf` is
-    a file to be seen as /etc/resolv.conf. `capabilities` are all that root keeps (None: every
-    one). `uid` is a user and group without any capability; 0 is root.
+    `resolv_conf` is the path of a file to be seen as /etc/resolv.conf. `capabilities` are all that
+    root keeps; None is every one. `uid` is a user and group without any capability; 0 is root.
     """
 
-    network: int
     resolv_conf: str | None = None
     capabilities: tuple[str, ...] | None = None
     uid: int = 0
 
-    def launcher(self, *argv: str) -> list[str]:
-        """The command line that runs `argv` there."""
-        placement = json.dumps(dataclasses.asdict(self))
-        return [sys.executable, "-I", "-S", __file__, placement, *argv]
+    def launcher(self, network: int, *argv: str) -> list[str]:
+        """The command line of `argv` in a container and in the network of that descriptor.
+
+        The descriptor is to be open in the new process, under the same number.
+        """
+        container = json.dumps(dataclasses.asdict(self))
+        return [sys.executable, "-I", "-S", __file__, str(network), container, *argv]
+
+
+PRIVILEGED = Container()
 
 
 def become_root() -> None:
@@ -147,20 +151,20 @@ def _drop_capabilities(*, keep: tuple[str, ...]) -> None:
         _prctl(_PR_CAPBSET_DROP, capability)
 
 
-def _launch(placement: Placement, argv: list[str]) -> None:
-    setns(placement.network, CLONE_NEWNET)
-    os.close(placement.network)
-    if placement.resolv_conf is not None:
+def _launch(network: int, container: Container, argv: list[str]) -> None:
+    setns(network, CLONE_NEWNET)
+    os.close(network)
+    if container.resolv_conf is not None:
         unshare(CLONE_NEWNS)
         _mount("none", "/", _MS_REC | _MS_PRIVATE)
-        _mount(placement.resolv_conf, "/etc/resolv.conf", _MS_BIND)
-    if placement.capabilities is not None:
-        _drop_capabilities(keep=placement.capabilities)
-    if placement.uid != 0:
+        _mount(container.resolv_conf, "/etc/resolv.conf", _MS_BIND)
+    if container.capabilities is not None:
+        _drop_capabilities(keep=container.capabilities)
+    if container.uid != 0:
         # Root of a user namespace knows no other user than itself, so setuid() can't do it; a
         # namespace inside has no power over the network, which belongs to the outer one.
-        _enter_user_namespace(uid=placement.uid)
-    if placement.uid != 0 or placement.capabilities is not None:
+        _enter_user_namespace(uid=container.uid)
+    if container.uid != 0 or container.capabilities is not None:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.execve(argv[0], argv, _given_environment())  # noqa: S606 - becoming the command is the point
@@ -173,5 +177,4 @@ def _given_environment() -> dict[bytes, bytes]:
 
 
 if __name__ == "__main__":
-    fields = json.loads(sys.argv[1])
-    _launch(Placement(**fields), sys.argv[2:])
+    _launch(int(sys.argv[1]), Container(**json.loads(sys.argv[2])), sys.argv[3:])

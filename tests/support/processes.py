@@ -51,11 +51,13 @@ class Process:
     def __exit__(
         self,
         _kind: type[BaseException] | None,
-        _error: BaseException | None,
+        error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
         self._popen.kill()
         self.wait()
+        if error is not None:
+            error.add_note(self._transcript())
         self._stderr.close()
 
     @property
