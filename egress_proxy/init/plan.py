@@ -1,0 +1,93 @@
+"""From what is observed to what is to be changed; pure, and empty once everything is in place.
+
+The result is the same whatever an interrupted run has left behind, because nothing is remembered
+but in the kernel: the pod network as it was is what the main table still has of it, and what the
+reply table has already. So the reply table is filled before the main table loses anything, and the
+default route over the egress interface is there before another one goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from egress_proxy.init.routes import route_steps
+from egress_proxy.init.state import IPV4, IPV6, Held
+from egress_proxy.init.steps import DropAddress, PutAddress, SetLink, SetSysctl, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egress_proxy.init.settings import InitSettings
+    from egress_proxy.init.state import Link, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps in the order in which they are taken.
+
+    `link` makes the interface carry frames. `ipv6_addresses` start the kernel's own detection of
+    duplicates, `ipv4_addresses` must wait for ours, and `routes` come once the addresses hold.
+    """
+
+    link: tuple[Step, ...]
+    ipv6_addresses: tuple[Step, ...]
+    ipv4_addresses: tuple[Step, ...]
+    routes: tuple[Step, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.link + self.ipv6_addresses + self.ipv4_addresses + self.routes
+
+
+def make_plan(state: State, settings: InitSettings) -> Plan:
+    """What leads from `state` to `settings`. KeyError when the egress interface is not there."""
+    link = state.link(settings.interface)
+    if link is None:
+        raise KeyError(settings.interface)
+    return Plan(
+        link=tuple(_link_steps(state, link, settings)),
+        ipv6_addresses=tuple(_address_steps(state, settings, IPV6)),
+        ipv4_addresses=tuple(_address_steps(state, settings, IPV4)),
+        routes=tuple(
+            step for source in settings.sources for step in route_steps(state, link, source)
+        ),
+    )
+
+
+def _link_steps(state: State, egress: Link, settings: InitSettings) -> Iterator[Step]:
+    if state.sysctls_writable:
+        ipv6_wanted = any(source.version == IPV6 for source in settings.sources)
+        for link in state.links:
+            if link == egress:
+                # An advertisement would add addresses and a default route that nobody reserved.
+                yield from _zero(link, "accept_ra")
+                if ipv6_wanted:
+                    yield from _zero(link, "disable_ipv6")
+            elif ipv6_wanted and not link.loopback:
+                # The pod network may need advertisements for its addresses, but not for this.
+                yield from _zero(link, "accept_ra_defrtr")
+    if not egress.up:
+        yield Step(SetLink(egress.name, up=True), SetLink(egress.name, up=False))
+
+
+def _zero(link: Link, name: str) -> Iterator[Step]:
+    before = 0 if link.ipv6 is None else getattr(link.ipv6, name)
+    if before:
+        yield Step(
+            SetSysctl("ipv6", link.name, name, 0), SetSysctl("ipv6", link.name, name, before)
+        )
+
+
+def _address_steps(state: State, settings: InitSettings, version: int) -> Iterator[Step]:
+    """Take the address; one that is there already keeps the prefix length that it came with."""
+    for source in settings.sources:
+        held = state.held(source.address)
+        if source.version != version or (held is not None and not held.duplicate):
+            continue
+        if held is not None:
+            # The kernel never tries again by itself, and the other owner may have gone.
+            yield Step(DropAddress(held), PutAddress(held))
+        length = source.address.max_prefixlen if source.length is None else source.length
+        wanted = Held(interface=settings.interface, address=source.address, length=length)
+        yield Step(PutAddress(wanted), DropAddress(wanted))
