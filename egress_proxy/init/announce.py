@@ -10,6 +10,7 @@ import select
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Self
 
@@ -30,16 +31,28 @@ if TYPE_CHECKING:
     from egress_proxy.init.settings import Source
     from egress_proxy.variables import Address
 
-# RFC 5227 section 1.1 has three probes, one or two seconds apart, and waits two more. A pod's start
-# can't wait for seven seconds, and a LAN answers within a few milliseconds.
+# RFC 5227 section 1.1, PROBE_NUM.
 _PROBES = 3
-_PROBE_INTERVAL_S = 0.2
-# Three, because each may be lost (RFC 4861 section 10, MAX_NEIGHBOR_ADVERTISEMENT), and over about
-# a second, because a switch port that has just come up may drop the first.
+# Three, because each may be lost (RFC 4861 section 10, MAX_NEIGHBOR_ADVERTISEMENT).
 _ANNOUNCEMENTS = 3
-_ANNOUNCEMENT_INTERVAL_S = 0.4
-# How long after the last question a gateway may take; RFC 4861 section 10 has RETRANS_TIMER 1 s.
-_GATEWAY_PATIENCE_S = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long init asks and tells.
+
+    RFC 5227 section 1.1 has one or two seconds between probes, and waits two more. A pod's start
+    can't wait for seven, and a LAN answers within milliseconds. Announcements last for about a
+    second, because a switch port that has just come up may drop the first. A gateway has
+    `patience_s` after the last question.
+    """
+
+    probe_interval_s: float = 0.2
+    announcement_interval_s: float = 0.35
+    patience_s: float = 0.4
+
+
+DEFAULT_PACE = Pace()
 
 # A packet that says anything about addresses is far shorter.
 _LONGEST = 2048
@@ -140,20 +153,21 @@ def other_owner(heard: Iterable[Heard], addresses: Iterable[Address]) -> tuple[A
     return None
 
 
-def detect(wire: Wire, addresses: Iterable[Address]) -> tuple[Address, str] | None:
+def detect(wire: Wire, addresses: Iterable[Address], pace: Pace) -> tuple[Address, str] | None:
     """Probe for the IPv4 ones of `addresses` (RFC 5227), and hear of any: see `other_owner`.
 
-    Takes 600 ms, or less when there is another owner; no time when there is nothing to probe for.
+    Takes three intervals, or less when there is another owner, or none when there is no IPv4.
     """
     wanted = tuple(addresses)
     frames = [probe(wire.mac, address) for address in wanted if isinstance(address, IPv4Address)]
     if not frames:
         return other_owner(wire.pending(), wanted)
-    conversation = wire.converse([frames] * _PROBES, _PROBE_INTERVAL_S, _PROBE_INTERVAL_S, _never)
+    interval_s = pace.probe_interval_s
+    conversation = wire.converse([frames] * _PROBES, interval_s, interval_s, _never)
     return other_owner(conversation, wanted)
 
 
-def announce(wire: Wire, sources: Iterable[Source]) -> tuple[Source, ...]:
+def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source, ...]:
     """Announce each source three times, and return those whose gateway has not answered."""
     silent = {source.gateway: source for source in sources}
     every = tuple(silent.values())
@@ -165,7 +179,7 @@ def announce(wire: Wire, sources: Iterable[Source]) -> tuple[Source, ...]:
             yield told + asked
 
     conversation = wire.converse(
-        rounds(), _ANNOUNCEMENT_INTERVAL_S, _GATEWAY_PATIENCE_S, lambda: not silent
+        rounds(), pace.announcement_interval_s, pace.patience_s, lambda: not silent
     )
     for heard in conversation:
         if heard.has is not None:

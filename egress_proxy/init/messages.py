@@ -13,10 +13,11 @@ from egress_proxy.init.state import (
     REPLY_TABLE,
     Held,
     Hop,
+    Ipv4Sysctls,
+    Ipv6Sysctls,
     Link,
     Route,
     Rule,
-    Sysctls,
 )
 
 if TYPE_CHECKING:
@@ -55,21 +56,30 @@ def read_link(message: Message) -> Link:
         up=bool(flags & _IFF_UP),
         carrier=bool(flags & _IFF_LOWER_UP),
         loopback=bool(flags & _IFF_LOOPBACK),
-        ipv6=_sysctls(message),
+        ipv4=_ipv4_sysctls(message),
+        ipv6=_ipv6_sysctls(message),
     )
 
 
-def _sysctls(message: Message) -> Sysctls | None:
+def _ipv4_sysctls(message: Message) -> Ipv4Sysctls:
+    values = message.get(("af_spec", "af_inet")) or {}
+    return Ipv4Sysctls(forwarding=values.get("forwarding", 0), rp_filter=values.get("rp_filter", 0))
+
+
+def _ipv6_sysctls(message: Message) -> Ipv6Sysctls | None:
     values = message.get(("af_spec", "af_inet6", "inet6_conf"))
-    if values is None:
+    times = message.get(("af_spec", "af_inet6", "inet6_cacheinfo"))
+    if values is None or times is None:
         return None
     accept_ra = values["accept_ra"]
     # A router ignores advertisements unless it is told twice (ip-sysctl, accept_ra).
-    hears = accept_ra and (accept_ra > 1 or not values["forwarding"])
-    return Sysctls(
+    hears = accept_ra > 1 or (accept_ra == 1 and not values["forwarding"])
+    return Ipv6Sysctls(
+        forwarding=values["forwarding"],
         disable_ipv6=values["disable_ipv6"],
         accept_ra=accept_ra if hears else 0,
         accept_ra_defrtr=values["accept_ra_defrtr"] if hears else 0,
+        retrans_time_ms=times["retrans_time"],
     )
 
 

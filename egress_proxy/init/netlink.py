@@ -10,7 +10,6 @@ from __future__ import annotations
 import select
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
@@ -19,6 +18,7 @@ from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]
     NetlinkError,
 )
 
+from egress_proxy.init import devconf
 from egress_proxy.init.messages import (
     FAMILIES,
     SCOPE_NOWHERE,
@@ -133,12 +133,14 @@ class Netlink:
                 self._ip.rule("add", **rule_fields(rule))
             case DropRule(rule):
                 self._ip.rule("del", **rule_fields(rule))
-            case SetSysctl(family, interface, name, value):
-                path = Path("/proc/sys/net", family, "conf", interface, name)
-                path.write_text(str(value), encoding="ascii")
+            case SetSysctl():
+                devconf.set_sysctl(change)
 
     def wait(self, check: Callable[[State], T | None], timeout_s: float) -> T | None:
-        """The first result of `check` that is not None, as links and addresses change."""
+        """The first result of `check` that is not None, as links and addresses change.
+
+        None when `timeout_s` have passed. Raises OSError.
+        """
         deadline = time.monotonic() + timeout_s
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as news:
             # Before the first look, so that nothing is missed between the two.

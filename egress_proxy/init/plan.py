@@ -8,18 +8,24 @@ default route over the egress interface is there before another one goes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from egress_proxy.init.forwarding import forwarding_steps
 from egress_proxy.init.routes import route_steps
-from egress_proxy.init.state import IPV4, IPV6, Held
-from egress_proxy.init.steps import DropAddress, PutAddress, SetLink, SetSysctl, Step
+from egress_proxy.init.state import IPV4, IPV6, RETRANS_TIME_MS, Held
+from egress_proxy.init.steps import DropAddress, PutAddress, SetLink, SetSysctl, Step, sysctl_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import Link, State
+
+
+# The kernel waits as long for an answer when it looks for duplicates, after a delay of up to 1 s; a
+# LAN answers within a few milliseconds. Unusual enough to know it from what somebody else has set.
+_HASTE_MS = 203
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,18 +46,23 @@ class Plan:
         return self.link + self.ipv6_addresses + self.ipv4_addresses + self.routes
 
 
-def make_plan(state: State, settings: InitSettings) -> Plan:
-    """What leads from `state` to `settings`. KeyError when the egress interface is not there."""
+def make_plan(state: State, settings: InitSettings, *, forwarding: bool = False) -> Plan:
+    """What leads from `state` to `settings`.
+
+    `forwarding` prepares the pod for a data path in the kernel; nothing asks for it yet. KeyError
+    when the egress interface is not there.
+    """
     link = state.link(settings.interface)
     if link is None:
         raise KeyError(settings.interface)
+    ipv6_addresses = tuple(_address_steps(state, settings, IPV6))
+    haste, ease = _haste_steps(link, needed=bool(ipv6_addresses))
+    routes = (step for source in settings.sources for step in route_steps(state, link, source))
     return Plan(
         link=tuple(_link_steps(state, link, settings)),
-        ipv6_addresses=tuple(_address_steps(state, settings, IPV6)),
+        ipv6_addresses=haste + ipv6_addresses,
         ipv4_addresses=tuple(_address_steps(state, settings, IPV4)),
-        routes=tuple(
-            step for source in settings.sources for step in route_steps(state, link, source)
-        ),
+        routes=(*ease, *routes, *(forwarding_steps(state, settings) if forwarding else ())),
     )
 
 
@@ -59,24 +70,36 @@ def _link_steps(state: State, egress: Link, settings: InitSettings) -> Iterator[
     if state.sysctls_writable:
         ipv6_wanted = any(source.version == IPV6 for source in settings.sources)
         for link in state.links:
+            if link.ipv6 is None:
+                continue
             if link == egress:
                 # An advertisement would add addresses and a default route that nobody reserved.
-                yield from _zero(link, "accept_ra")
+                yield from _off(link, "accept_ra", link.ipv6.accept_ra)
                 if ipv6_wanted:
-                    yield from _zero(link, "disable_ipv6")
+                    yield from _off(link, "disable_ipv6", link.ipv6.disable_ipv6)
             elif ipv6_wanted and not link.loopback:
                 # The pod network may need advertisements for its addresses, but not for this.
-                yield from _zero(link, "accept_ra_defrtr")
+                yield from _off(link, "accept_ra_defrtr", link.ipv6.accept_ra_defrtr)
     if not egress.up:
         yield Step(SetLink(egress.name, up=True), SetLink(egress.name, up=False))
 
 
-def _zero(link: Link, name: str) -> Iterator[Step]:
-    before = 0 if link.ipv6 is None else getattr(link.ipv6, name)
-    if before:
-        yield Step(
-            SetSysctl("ipv6", link.name, name, 0), SetSysctl("ipv6", link.name, name, before)
-        )
+def _off(link: Link, name: str, before: int) -> tuple[Step, ...]:
+    return sysctl_steps("ipv6/conf", link.name, name, before=before, wanted=0)
+
+
+def _haste_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """Make the kernel's detection quick, and everything as it was once it is over.
+
+    Each part is left out where it is done; so is the second one of an interrupted run.
+    """
+    before = RETRANS_TIME_MS if link.ipv6 is None else link.ipv6.retrans_time_ms
+    usual = RETRANS_TIME_MS if before == _HASTE_MS else before
+    quick = SetSysctl("ipv6/neigh", link.name, "retrans_time_ms", _HASTE_MS)
+    slow = replace(quick, value=usual)
+    haste = (Step(quick, slow),) if needed and before != _HASTE_MS else ()
+    ease = (Step(slow, quick),) if needed or before == _HASTE_MS else ()
+    return haste, ease
 
 
 def _address_steps(state: State, settings: InitSettings, version: int) -> Iterator[Step]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.init import surroundings
+from egress_proxy.init.announce import DEFAULT_PACE, Pace
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.obstacles import find_obstacles, find_warnings
 from egress_proxy.init.takeover import Takeover
@@ -26,6 +27,7 @@ def run(
     log: FilteringBoundLogger,
     *,
     open_netlink: Callable[[], Netlink] = Netlink,
+    pace: Pace = DEFAULT_PACE,
 ) -> None:
     """Set up the pod's network and say so in `log`.
 
@@ -34,21 +36,21 @@ def run(
     """
     try:
         with open_netlink() as netlink:
-            _run(netlink, settings, log)
+            _run(netlink, settings, log, pace)
     except PlatformError as error:
         # No traceback: the problems are all that an admin can use.
         log.error("init.failed", problems=list(map(str, error.problems)))  # noqa: TRY400
         raise
 
 
-def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger) -> None:
+def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace) -> None:
     started = time.monotonic()
     state = observe(netlink)
     problems = find_obstacles(state, settings)
     if problems:
         raise PlatformError(*problems)
     _warn(log, find_warnings(state, settings))
-    takeover = Takeover(netlink, settings, log)
+    takeover = Takeover(netlink, settings, log, pace)
     try:
         warnings = takeover.carry_out(state, lambda: observe(netlink))
     except PlatformError as error:

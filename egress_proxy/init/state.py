@@ -27,13 +27,31 @@ STATIC = 4
 ROUTER_ADVERTISEMENT = 9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sysctls:
-    """What ip-sysctl(5) says of an interface, by the kernel's names."""
+# RFC 4861 section 10, RETRANS_TIMER.
+RETRANS_TIME_MS = 1000
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ipv4Sysctls:
+    """What an interface has below /proc/sys/net/ipv4/conf, by the kernel's names."""
+
+    forwarding: int = 0
+    rp_filter: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ipv6Sysctls:
+    """What an interface has below /proc/sys/net/ipv6/conf and neigh.
+
+    `accept_ra` and `accept_ra_defrtr` are 0 too where the kernel does not regard them, because it
+    takes the pod for a router.
+    """
+
+    forwarding: int = 0
     disable_ipv6: int = 0
     accept_ra: int = 0
     accept_ra_defrtr: int = 0
+    retrans_time_ms: int = RETRANS_TIME_MS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +64,8 @@ class Link:
     up: bool
     carrier: bool
     loopback: bool = False
-    ipv6: Sysctls | None = Sysctls()
+    ipv4: Ipv4Sysctls = Ipv4Sysctls()
+    ipv6: Ipv6Sysctls | None = Ipv6Sysctls()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,15 +75,18 @@ class DropRule:
 
 @dataclass(frozen=True, slots=True)
 class SetSysctl:
-    """A setting of one interface; `family` is ``ipv4`` or ``ipv6``, as below /proc/sys/net."""
+    """A setting of one interface; `tree` is where it is below /proc/sys/net, as ``ipv6/conf``."""
 
-    family: str
+    tree: str
     interface: str
     name: str
     value: int
 
     def __str__(self) -> str:
-        return f"sysctl -w net.{self.family}.conf.{self.interface}.{self.name}={self.value}"
+        key = f"{self.tree}/{self.interface}/{self.name}"
+        # sysctl(8) takes slashes too, for the sake of interfaces with a dot in their name.
+        key = key if "." in self.interface else key.replace("/", ".")
+        return f"sysctl -w net{'/' if '/' in key else '.'}{key}={self.value}"
 
 
 Change: TypeAlias = (
@@ -100,6 +103,17 @@ class Step:
 
     def __str__(self) -> str:
         return str(self.change)
+
+
+def sysctl_steps(
+    tree: str, interface: str, name: str, *, before: int, wanted: int
+) -> tuple[Step, ...]:
+    """The step from `before` to `wanted`, if they differ."""
+    if before == wanted:
+        return ()
+    return (
+        Step(SetSysctl(tree, interface, name, wanted), SetSysctl(tree, interface, name, before)),
+    )
 
 
 def _ip(version: int) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
+    from egress_proxy.init.announce import Pace
     from egress_proxy.init.netlink import Netlink
     from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import State
@@ -34,11 +35,14 @@ _DETECTION_TIMEOUT_S = 5.0
 class Takeover:
     """The steps of one attempt, in `done` as far as they were taken."""
 
-    def __init__(self, netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace
+    ) -> None:
         self.done: list[Step] = []
         self._netlink = netlink
         self._settings = settings
         self._log = log
+        self._pace = pace
         self._addresses = tuple(source.address for source in settings.sources)
 
     def carry_out(self, state: State, observe: Callable[[], State]) -> tuple[Problem, ...]:
@@ -52,7 +56,7 @@ class Takeover:
         with self._open_wire(mac) as wire:
             # The kernel looks for duplicates in IPv6 while we ask for the IPv4 address.
             self._apply(plan.ipv6_addresses)
-            self._refuse_owner(detect(wire, self._addresses))
+            self._refuse_owner(detect(wire, self._addresses, self._pace))
             self._apply(plan.ipv4_addresses)
             self._wait_for_detection(wire)
             self._apply(plan.routes)
@@ -125,7 +129,7 @@ class Takeover:
     def _announce(self, wire: Wire) -> tuple[Problem, ...]:
         silent = tuple(
             obstacles.silent_gateway(self._settings.interface, source)
-            for source in announce(wire, self._settings.sources)
+            for source in announce(wire, self._settings.sources, self._pace)
         )
         if silent and self._settings.gateway_required:
             raise PlatformError(*silent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
 
 from egress_proxy.init.settings import InitSettings, Source
 from egress_proxy.init.state import (
@@ -11,11 +12,11 @@ from egress_proxy.init.state import (
     MAIN_TABLE,
     Held,
     Hop,
+    Ipv6Sysctls,
     Link,
     Route,
     Rule,
     State,
-    Sysctls,
 )
 from egress_proxy.init.steps import (
     Change,
@@ -26,6 +27,7 @@ from egress_proxy.init.steps import (
     PutRoute,
     PutRule,
     SetLink,
+    SetSysctl,
 )
 
 LO = Link(index=1, name="lo", mac="", up=True, carrier=True, loopback=True)
@@ -140,8 +142,8 @@ def after(observed: State, change: Change) -> State:  # noqa: PLR0911 - one for 
             return replace(observed, rules=(*observed.rules, rule))
         case DropRule(rule):
             return replace(observed, rules=_without(observed.rules, rule))
-        case _:
-            return _with_sysctl(observed, change.interface, change.name, change.value)
+        case SetSysctl():
+            return _with_sysctl(observed, change)
 
 
 def _with_address(observed: State, address: Held) -> State:
@@ -171,10 +173,13 @@ def _without(rules: tuple[Rule, ...], rule: Rule) -> tuple[Rule, ...]:
     return tuple(one for one in rules if one != rule)
 
 
-def _with_sysctl(observed: State, interface: str, name: str, value: int) -> State:
+def _with_sysctl(observed: State, change: SetSysctl) -> State:
     def changed(link: Link) -> Link:
-        if link.name != interface:
+        if change.interface not in (link.name, "all"):
             return link
-        return replace(link, ipv6=replace(link.ipv6 or Sysctls(), **{name: value}))
+        value: dict[str, Any] = {change.name: change.value}
+        if change.tree.startswith("ipv4"):
+            return replace(link, ipv4=replace(link.ipv4, **value))
+        return replace(link, ipv6=replace(link.ipv6 or Ipv6Sysctls(), **value))
 
     return replace(observed, links=tuple(map(changed, observed.links)))

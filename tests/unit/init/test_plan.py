@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.init.plan import make_plan
-from egress_proxy.init.state import MAIN_TABLE, Sysctls
+from egress_proxy.init.state import MAIN_TABLE, Ipv4Sysctls, Ipv6Sysctls
 from tests.unit.init.iproute import ETH0, MACVLAN0, NET1, after, settings, state
 
 if TYPE_CHECKING:
@@ -246,7 +246,9 @@ def test_what_the_old_route_said_of_the_path_is_kept() -> None:
 def test_ipv6_wins_by_metric_and_then_removes_the_old_default() -> None:
     assert commands(state(POD6), WANTED6) == [
         "ip link set macvlan0 up",
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=203",
         "ip address replace 2001:db8:3::99/64 dev macvlan0",
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=1000",
         "ip -6 route replace 2001:db8:2::/64 dev eth0 table 1091 metric 256",
         "ip -6 route replace fe80::/64 dev eth0 table 1091 metric 256",
         "ip -6 route replace default via fe80::1 dev eth0 table 1091 metric 1024",
@@ -298,13 +300,13 @@ def test_a_family_without_a_source_is_left_alone() -> None:
 
 def test_a_failed_detection_is_tried_again() -> None:
     observed = state(POD6 + "address 2001:db8:3::99/64 dev macvlan0 dadfailed")
-    assert commands(observed, WANTED6)[1:3] == [
+    assert commands(observed, WANTED6)[2:4] == [
         "ip address del 2001:db8:3::99/64 dev macvlan0",
         "ip address replace 2001:db8:3::99/64 dev macvlan0",
     ]
 
 
-HEARS = Sysctls(accept_ra=2, accept_ra_defrtr=1)
+HEARS = Ipv6Sysctls(accept_ra=2, accept_ra_defrtr=1)
 
 
 def test_advertisements_are_switched_off_where_that_is_possible() -> None:
@@ -337,7 +339,7 @@ def test_a_default_from_an_advertisement_that_would_come_back_is_left() -> None:
 
 
 def test_ipv6_is_switched_on_for_an_ipv6_source_alone() -> None:
-    links = (ETH0, replace(MACVLAN0, ipv6=Sysctls(disable_ipv6=1)))
+    links = (ETH0, replace(MACVLAN0, ipv6=Ipv6Sysctls(disable_ipv6=1)))
     on = "sysctl -w net.ipv6.conf.macvlan0.disable_ipv6=0"
     assert on in commands(state(POD6, *links, sysctls_writable=True), WANTED6)
     assert on not in commands(state(POD, *links, sysctls_writable=True), WANTED)
@@ -346,6 +348,46 @@ def test_ipv6_is_switched_on_for_an_ipv6_source_alone() -> None:
 def test_a_connected_route_that_comes_with_the_link_is_not_made_again() -> None:
     observed = state(POD + "address 203.0.113.99/25 dev macvlan0")
     assert "ip route replace 203.0.113.0/25 dev macvlan0" not in "\n".join(commands(observed))
+
+
+def test_detection_is_quick_and_then_everything_is_as_it_was() -> None:
+    slow = replace(MACVLAN0, ipv6=Ipv6Sysctls(retrans_time_ms=3000))
+    planned = [step for step in commands(state(POD6, ETH0, slow), WANTED6) if "retrans" in step]
+    assert planned == [
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=203",
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=3000",
+    ]
+
+
+@pytest.mark.parametrize("address", ["", "address 2001:db8:3::99/64 dev macvlan0"])
+def test_an_interrupted_detection_leaves_nothing_quick(address: str) -> None:
+    left = replace(MACVLAN0, ipv6=Ipv6Sysctls(retrans_time_ms=203))
+    planned = commands(state(POD6 + address, ETH0, left), WANTED6)
+    assert [step for step in planned if "retrans" in step] == [
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=1000",
+    ]
+
+
+def test_forwarding_is_off_unless_it_is_asked_for() -> None:
+    observed = state(POD + POD6, replace(ETH0, ipv4=Ipv4Sysctls(rp_filter=1)), MACVLAN0)
+    off = make_plan(observed, BOTH)
+    on = make_plan(observed, BOTH, forwarding=True)
+    assert [str(step) for step in on.steps[len(off.steps) :]] == [
+        "sysctl -w net.ipv4.conf.eth0.forwarding=1",
+        "sysctl -w net.ipv4.conf.eth0.rp_filter=2",
+        "sysctl -w net.ipv4.conf.macvlan0.forwarding=1",
+        "sysctl -w net.ipv6.conf.all.forwarding=1",
+    ]
+    assert on.steps[: len(off.steps)] == off.steps
+
+
+def test_forwarding_that_is_on_needs_nothing() -> None:
+    forwards = Ipv4Sysctls(forwarding=1, rp_filter=2)
+    links = (
+        replace(link, ipv4=forwards, ipv6=Ipv6Sysctls(forwarding=1)) for link in (ETH0, MACVLAN0)
+    )
+    observed = state(POD + POD6, *links)
+    assert make_plan(observed, BOTH, forwarding=True) == make_plan(observed, BOTH)
 
 
 def test_an_interface_that_is_not_there() -> None:
