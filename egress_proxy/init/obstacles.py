@@ -100,10 +100,12 @@ def _ipv6_problems(state: State, link: Link, source: Source) -> Iterator[Problem
 
 def find_warnings(state: State, settings: InitSettings) -> tuple[Problem, ...]:
     """What init can live with and an admin may not expect."""
-    warnings: list[Problem] = []
     link = state.link(settings.interface)
     if link is None:
         return ()
+    warnings: list[Problem] = []
+    if link.up and not link.carrier:
+        warnings.append(no_carrier(link.name))
     for source in settings.sources:
         warnings.extend(_way_back_warnings(state, link, source))
         warnings.extend(_address_warnings(state, link, source))
@@ -205,11 +207,12 @@ def not_in_effect(change: Change) -> Problem:
     )
 
 
-def no_carrier(interface: str, waited_s: float) -> Problem:
+def no_carrier(interface: str, waited_s: float = 0) -> Problem:
+    within = f" within {waited_s:g} s" if waited_s else ""
     return Problem(
         variable=variables.INTERFACE.name,
         value=interface,
-        reason=f"no carrier within {waited_s:g} s",
+        reason=f"no carrier{within}",
         cure="check the node's interface below it: is it up, and is its cable in",
     )
 

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 
 # The kernel waits as long for an answer when it looks for duplicates, after a delay of up to 1 s; a
-# LAN answers within a few milliseconds. Unusual enough to know it from what somebody else has set.
-_HASTE_MS = 203
+# LAN answers within a few milliseconds. Unusual enough to know it from what somebody else has set,
+# and a whole number of ticks at any CONFIG_HZ (100, 250, 300, 1000).
+_HASTE_MS = 220
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from egress_proxy.init import surroundings
 from egress_proxy.init.announce import DEFAULT_PACE, Pace
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.obstacles import find_obstacles, find_warnings
+from egress_proxy.init.plan import make_plan
+from egress_proxy.init.preview import Preview
 from egress_proxy.init.takeover import Takeover
 
 if TYPE_CHECKING:
@@ -63,6 +65,23 @@ def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pa
         gateways=[str(source.gateway) for source in settings.sources],
         steps=len(takeover.done),
         duration_s=round(time.monotonic() - started, 3),
+    )
+
+
+def preview(settings: InitSettings) -> Preview:
+    """What `run` would do and what stands in the way; changes nothing and sends nothing.
+
+    Raises `PlatformError` when the network can't be read.
+    """
+    with Netlink() as netlink:
+        state = observe(netlink)
+    present = state.link(settings.interface) is not None
+    return Preview(
+        settings=settings,
+        state=state,
+        steps=tuple(map(str, make_plan(state, settings).steps)) if present else (),
+        problems=find_obstacles(state, settings),
+        warnings=find_warnings(state, settings),
     )
 
 

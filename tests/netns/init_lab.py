@@ -59,14 +59,26 @@ def init(
     env: Mapping[str, str],
     *,
     resolv_conf: Path | None = None,
-    capabilities: tuple[str, ...] | None = ("NET_ADMIN", "NET_RAW"),
+    capabilities: tuple[str, ...] = ("NET_ADMIN", "NET_RAW"),
 ) -> Result:
     """Run the installed command in the pod, with no more than it asks for."""
+    command = (EGRESS_PROXY, "init")
+    return run_in_pod(lab, *command, env=env, resolv_conf=resolv_conf, capabilities=capabilities)
+
+
+def run_in_pod(
+    lab: Lab,
+    *command: str,
+    env: Mapping[str, str],
+    resolv_conf: Path | None = None,
+    capabilities: tuple[str, ...] = ("NET_ADMIN", "NET_RAW"),
+) -> Result:
+    """Run a command whose output is that of init."""
     container = Container(
         resolv_conf="/dev/null" if resolv_conf is None else str(resolv_conf),
         capabilities=capabilities,
     )
-    done = lab.pod.run(EGRESS_PROXY, "init", env=env, container=container)
+    done = lab.pod.run(*command, env=env, container=container)
     records = tuple(map(json.loads, done.stdout.splitlines()))
     return Result(done.returncode, records, done.stderr)
 

@@ -246,7 +246,7 @@ def test_what_the_old_route_said_of_the_path_is_kept() -> None:
 def test_ipv6_wins_by_metric_and_then_removes_the_old_default() -> None:
     assert commands(state(POD6), WANTED6) == [
         "ip link set macvlan0 up",
-        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=203",
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=220",
         "ip address replace 2001:db8:3::99/64 dev macvlan0",
         "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=1000",
         "ip -6 route replace 2001:db8:2::/64 dev eth0 table 1091 metric 256",
@@ -354,14 +354,14 @@ def test_detection_is_quick_and_then_everything_is_as_it_was() -> None:
     slow = replace(MACVLAN0, ipv6=Ipv6Sysctls(retrans_time_ms=3000))
     planned = [step for step in commands(state(POD6, ETH0, slow), WANTED6) if "retrans" in step]
     assert planned == [
-        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=203",
+        "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=220",
         "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=3000",
     ]
 
 
 @pytest.mark.parametrize("address", ["", "address 2001:db8:3::99/64 dev macvlan0"])
 def test_an_interrupted_detection_leaves_nothing_quick(address: str) -> None:
-    left = replace(MACVLAN0, ipv6=Ipv6Sysctls(retrans_time_ms=203))
+    left = replace(MACVLAN0, ipv6=Ipv6Sysctls(retrans_time_ms=220))
     planned = commands(state(POD6 + address, ETH0, left), WANTED6)
     assert [step for step in planned if "retrans" in step] == [
         "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=1000",
