@@ -112,7 +112,7 @@ class Namespace:
     def start(self, *argv: str, env: dict[str, str], container: Container = PRIVILEGED) -> Process:
         """Start a command inside with exactly the environment `env`."""
         launcher = container.launcher(self.descriptor, *argv)
-        return Process(launcher, env=COVERAGE | env, descriptors=(self.descriptor,))
+        return Process(launcher, env=_observed(env, container), descriptors=(self.descriptor,))
 
     def run(
         self,
@@ -124,7 +124,7 @@ class Namespace:
         """Run a command inside to its end; its output is text."""
         return subprocess.run(
             container.launcher(self.descriptor, *argv),
-            env=COVERAGE | env,
+            env=_observed(env, container),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             pass_fds=(self.descriptor,),
@@ -171,6 +171,11 @@ class Namespace:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _observed(env: dict[str, str], container: Container) -> dict[str, str]:
+    """`env`, and what makes a command report its coverage if it can write a file."""
+    return env if container.read_only else COVERAGE | env
 
 
 def _make_network() -> int:
