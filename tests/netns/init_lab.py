@@ -12,7 +12,6 @@ from tests.support.lab import EGRESS_PROXY, GATEWAY, RESERVED
 from tests.support.namespaces import Container
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from egress_proxy.init.state import State
@@ -33,6 +32,10 @@ V6 = {
     "EGRESS_GATEWAY": GATEWAY.v6,
 }
 DUAL = {name: f"{V4[name]},{V6[name]}" for name in ("EGRESS_SOURCE", "EGRESS_GATEWAY")} | _COMMON
+
+
+# All that init may need.
+NEEDED = ("NET_ADMIN", "NET_RAW")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,28 +59,23 @@ class Result:
 
 def init(
     lab: Lab,
-    env: Mapping[str, str],
+    env: dict[str, str],
     *,
     resolv_conf: Path | None = None,
-    capabilities: tuple[str, ...] = ("NET_ADMIN", "NET_RAW"),
+    capabilities: tuple[str, ...] = NEEDED,
+    read_only: bool = False,
 ) -> Result:
     """Run the installed command in the pod, with no more than it asks for."""
-    command = (EGRESS_PROXY, "init")
-    return run_in_pod(lab, *command, env=env, resolv_conf=resolv_conf, capabilities=capabilities)
-
-
-def run_in_pod(
-    lab: Lab,
-    *command: str,
-    env: Mapping[str, str],
-    resolv_conf: Path | None = None,
-    capabilities: tuple[str, ...] = ("NET_ADMIN", "NET_RAW"),
-) -> Result:
-    """Run a command whose output is that of init."""
     container = Container(
         resolv_conf="/dev/null" if resolv_conf is None else str(resolv_conf),
         capabilities=capabilities,
+        read_only=read_only,
     )
+    return run_in_pod(lab, EGRESS_PROXY, "init", env=env, container=container)
+
+
+def run_in_pod(lab: Lab, *command: str, env: dict[str, str], container: Container) -> Result:
+    """Run a command whose output is that of init."""
     done = lab.pod.run(*command, env=env, container=container)
     records = tuple(map(json.loads, done.stdout.splitlines()))
     return Result(done.returncode, records, done.stderr)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.netns import scripted_init
-from tests.netns.init_lab import DUAL, Result, run_in_pod, snapshot
+from tests.netns.init_lab import DUAL, NEEDED, Result, run_in_pod, snapshot
 from tests.support.lab import CLUSTER_DNS, Lab
+from tests.support.namespaces import Container
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,8 @@ def resolv_conf(tmp_path: Path) -> Path:
 
 def scripted(lab: Lab, resolv_conf: Path, *options: str) -> Result:
     command = (sys.executable, scripted_init.__file__, *options)
-    return run_in_pod(lab, *command, env=DUAL, resolv_conf=resolv_conf)
+    container = Container(resolv_conf=str(resolv_conf), capabilities=NEEDED)
+    return run_in_pod(lab, *command, env=DUAL, container=container)
 
 
 def changes_of(result: Result) -> list[str]:
