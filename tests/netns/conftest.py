@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +30,25 @@ def laboratory() -> None:
         pytest.fail(refusal)
     if refusal:
         pytest.skip(refusal)
+
+
+@pytest.fixture(autouse=True)
+def leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a thread or a process behind."""
+
+    def held() -> tuple[set[Path], list[threading.Thread]]:
+        return {entry.readlink() for entry in _descriptors()}, threading.enumerate()
+
+    before = held()
+    yield
+    assert held() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def _descriptors() -> Iterator[Path]:
+    """The open descriptors, without the one that lists them."""
+    return (entry for entry in Path("/proc/self/fd").iterdir() if entry.exists())
 
 
 @pytest.fixture

@@ -80,11 +80,14 @@ def become_root() -> None:
     # A user namespace can't be left again, so a child finds out whether it would be of any use.
     refusal = _refusal(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS)
     if refusal is not None:
-        raise LabUnavailableError(f"no network namespace for uid {os.getuid()}: {refusal}")
+        raise LabUnavailableError(
+            f"uid {os.getuid()} may not make network namespaces ({refusal}); run as root, or allow "
+            "user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+            "kernel.apparmor_restrict_unprivileged_userns"
+        )
     # pytest names its temporary directory after the user: "root" would be the real root's.
     os.environ.setdefault("LOGNAME", getpass.getuser())
     _enter_user_namespace(uid=0)
-    unshare(CLONE_NEWNS)
 
 
 def _refusal(flags: int) -> str | None:
@@ -156,6 +159,7 @@ def _launch(network: int, container: Container, argv: list[str]) -> None:
     os.close(network)
     if container.resolv_conf is not None:
         unshare(CLONE_NEWNS)
+        # Where systemd shares mounts, the next one would show up in the machine's own /etc.
         _mount("none", "/", _MS_REC | _MS_PRIVATE)
         _mount(container.resolv_conf, "/etc/resolv.conf", _MS_BIND)
     if container.capabilities is not None:

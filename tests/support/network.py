@@ -82,16 +82,19 @@ class Namespace:
 
         return self.call(inside)
 
-    def open_socket(
-        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
-    ) -> socket.socket:
-        """A socket of this namespace, for use from any thread."""
-        return self.call(lambda: socket.socket(family, kind))
+    def bind(self, address: str, port: int) -> socket.socket:
+        """A UDP socket on `address` and `port`."""
+
+        def inside() -> socket.socket:
+            bound = socket.socket(_family(address), socket.SOCK_DGRAM)
+            bound.bind((address, port))
+            return bound
+
+        return self.call(inside)
 
     def listen(self, address: str, port: int) -> socket.socket:
         """A TCP socket that listens on `address` and `port`; port 0 is any free one."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return self.call(lambda: socket.create_server((address, port), family=family))
+        return self.call(lambda: socket.create_server((address, port), family=_family(address)))
 
     def connect(self, address: str, port: int, *, timeout_s: float = 10) -> socket.socket:
         """A TCP connection from this namespace; `timeout_s` is also that of its later calls."""
@@ -161,6 +164,10 @@ class Namespace:
                 ip.route("add", dst=str(target.network), gateway=str(hop.ip))
 
         self.netlink(ask)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _make_network() -> int:
