@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import subprocess
@@ -19,7 +20,7 @@ from dns.rcode import Rcode
 from tests.support.dns import DnsServer, Name, Query
 from tests.support.lab import CLIENT, CLUSTER_DNS, GATEWAY, OUTSIDE, POD, RESERVED, Lab
 from tests.support.namespaces import Container
-from tests.support.network import IPV6, Host, Namespace
+from tests.support.network import COVERAGE, IPV6, Host, Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,15 @@ FAMILIES = [
 
 # What the kernel says of the process that prints it: no shell and no tool but Python.
 SHOW_STATUS = "print(open('/proc/self/status').read())"
+# Python's own os.environ would have one variable more.
+SHOW_SURROUNDINGS = """
+import json, os
+print(json.dumps({
+    "environment": open("/proc/self/environ").read().rstrip("\\0").split("\\0"),
+    "descriptors": os.listdir("/proc/self/fd"),
+    "resolv_conf": open("/etc/resolv.conf").read(),
+}))
+"""
 # A command that stays until it is told to go, and says when it is there.
 SHOW_READY = """
 import json, signal, sys
@@ -145,12 +155,13 @@ def test_a_command_gets_its_environment_and_resolv_conf_and_nothing_else(
     before = Path("/etc/resolv.conf").read_text()
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 198.51.100.253\n")
-    show = "import os; print(open('/proc/self/environ').read(), os.listdir('/proc/self/fd'))"
-    text = f"{show}; print(open('/etc/resolv.conf').read())"
     container = Container(resolv_conf=str(resolv_conf))
-    result = lab.pod.run(*python(text), env={"A": "b"}, container=container)
+    result = lab.pod.run(*python(SHOW_SURROUNDINGS), env={"A": "b"}, container=container)
+    shown = json.loads(result.stdout)
+    assert dict(entry.split("=", 1) for entry in shown["environment"]) == COVERAGE | {"A": "b"}
     # The fourth descriptor is that of listing them.
-    assert result.stdout == "A=b\0 ['0', '1', '2', '3']\nnameserver 198.51.100.253\n\n"
+    assert shown["descriptors"] == ["0", "1", "2", "3"]
+    assert shown["resolv_conf"] == "nameserver 198.51.100.253\n"
     assert Path("/etc/resolv.conf").read_text() == before
 
 
@@ -217,11 +228,11 @@ def query(lab: Lab, name: str, *, over_tcp: bool = False) -> list[str]:
     # dnspython keeps its time limit only on sockets that do not block.
     if over_tcp:
         with lab.pod.connect(CLUSTER_DNS.v4, 53) as tcp:
-            tcp.setblocking(False)  # noqa: FBT003 - the name of the method says it
+            tcp.setblocking(False)
             response = dns.query.tcp(message, CLUSTER_DNS.v4, sock=tcp, timeout=10)
     else:
         with lab.pod.bind(POD.v4, 0) as udp:
-            udp.setblocking(False)  # noqa: FBT003 - the name of the method says it
+            udp.setblocking(False)
             response = dns.query.udp(message, CLUSTER_DNS.v4, sock=udp, timeout=10)
     if response.flags & dns.flags.TC:
         return ["truncated"]
