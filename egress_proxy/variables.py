@@ -34,6 +34,8 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 # A week: longer is a typing error, and a timer beyond it is as good as none.
 MAX_DURATION_S = 7 * 24 * 3600.0
 _LOG_FORMATS: dict[str, LogFormat] = {"console": "console", "json": "json", "": ""}
+# How alike names must be to be taken for each other: DEST and DESTINATION are (difflib's ratio).
+_NEAR = 0.4
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -100,13 +102,16 @@ class Reader:
 
 def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> tuple[str, ...]:
     """A warning for each variable that starts with `PREFIX` and is not `known`."""
-    known = sorted(known)
+    # Compared without the prefix, which would make all of them look alike.
+    by_suffix = {name.removeprefix(PREFIX): name for name in sorted(known)}
     warnings = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the known ones"
-            warnings.append(f"{name}: unknown variable, ignored; {hint}")
+        suffix = name.removeprefix(PREFIX)
+        if suffix == name or suffix in by_suffix:
+            continue
+        nearest = difflib.get_close_matches(suffix.upper(), by_suffix, n=1, cutoff=_NEAR)
+        hint = f"did you mean {by_suffix[nearest[0]]}?" if nearest else "see --help for known ones"
+        warnings.append(f"{name}: unknown variable, ignored; {hint}")
     return tuple(warnings)
 
 
