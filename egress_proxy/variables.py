@@ -151,12 +151,12 @@ def parse_name(text: str) -> str:
     return text
 
 
-def parse_address(text: str) -> Address:
-    """One IPv4 or IPv6 address without a scope."""
+def parse_address(text: str, *, cure: str = "write for example 192.0.2.10") -> Address:
+    """One IPv4 or IPv6 address without a scope; `cure` says what else may stand there."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        raise RefusedError("not an IP address", "write for example 192.0.2.10", text) from None
+        raise RefusedError("not an IP address", cure, text) from None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         raise RefusedError("an address with a scope", "leave out the % and what follows", text)
     return address
@@ -172,9 +172,11 @@ def split_list(text: str) -> list[str]:
     return entries
 
 
-def parse_addresses(text: str) -> tuple[Address, ...]:
+def parse_addresses(
+    text: str, *, cure: str = "write for example 192.0.2.10"
+) -> tuple[Address, ...]:
     """A comma list of addresses."""
-    return tuple(parse_address(entry) for entry in split_list(text))
+    return tuple(parse_address(entry, cure=cure) for entry in split_list(text))
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
