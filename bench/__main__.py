@@ -27,7 +27,8 @@ from tests.support.namespaces import become_root
 def main() -> int:
     options = _parser().parse_args()
     # The ordinary way out closes everything.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         tools.install_missing()
         become_root()

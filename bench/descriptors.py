@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import resource
 
-# Where nothing limits them: more than any load here needs.
-_ENOUGH = 65_536
+# For 10,000 idle connections and 64 others. Proxies prepare for as many as there may be, so this
+# is no more on a machine that allows more.
+_ENOUGH = 24_000
 # Libraries, listeners, logs, and pipes to splice through.
 _HEADROOM = 1000
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process, and all that it starts, have as many as the machine allows."""
+    """Let this process, and all that it starts, have as many as they need, or as they may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    limit = _ENOUGH if hard == resource.RLIM_INFINITY else hard
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    limit = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def capacity() -> int:
