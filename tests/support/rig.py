@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from egress_proxy.admission import Admission
 from egress_proxy.connector import Connector, Endpoint
@@ -97,7 +97,7 @@ class Rig:
         host = ipaddress.ip_address(address)
         self.forwarder = Forwarder(
             plant,
-            replace(RULES, **rules),  # type: ignore[arg-type] - tests change durations only
+            replace(RULES, **cast("dict[str, Any]", rules)),
             Destination(port=0, host=host, remote_port=self.listener.address[1], line=1),
         )
         self.forwarder.bind(host)
