@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egress_proxy import __version__, settings
@@ -25,42 +26,51 @@ if TYPE_CHECKING:
     from egress_proxy.variables import Variable
 
 # Kubernetes' default terminationMessagePath, and as much of it as the kubelet keeps.
-TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_OCTETS = 4096
+# For "and so many more": a text has fewer than a million lines.
+_ROOM = len("\n… and 999999 more".encode())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command with the environment of the process; returns its exit status."""
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    termination_log: Path = TERMINATION_LOG,
+) -> int:
+    """Run one command; returns its exit status."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace, Mapping[str, str]], None] = options.command
     try:
-        command(options, os.environ)
+        command(options, environ)
     except EgressProxyError as error:
         print(error, file=sys.stderr)  # noqa: T201 - problems go to stderr, logs to stdout
         if command is not check:
-            _write_termination_log(str(error))
+            _leave_word(str(error), termination_log)
         return error.exit_status
     return 0
 
 
 def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Configure the egress interface."""
+    wanted = init_settings.read_settings(environ)
+
     # Only this command pays for pyroute2: 25 MB resident.
     from egress_proxy.init import run as init_run  # noqa: PLC0415 - see above
     from egress_proxy.logs import make_logger  # noqa: PLC0415 - check --offline needs none
 
-    wanted = init_settings.read_settings(environ)
     init_run.run(wanted, make_logger(wanted.log_format, debug=wanted.debug))
 
 
 def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Forward connections until SIGTERM."""
+    wanted = _read_run_settings(environ)
+
     # The event loop and DNS are for this command alone.
     import uvloop  # noqa: PLC0415 - see above
 
     from egress_proxy import addresses, daemon, logs  # noqa: PLC0415 - see above
 
-    wanted = _read_run_settings(environ)
     observer = logs.LogObserver(
         logs.make_logger(wanted.log_format, debug=wanted.debug), debug=wanted.debug
     )
@@ -110,18 +120,28 @@ def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:
     return settings.read_settings(environ)
 
 
-def _write_termination_log(text: str) -> None:
-    """Leave `text` where the kubelet looks for it, if it does."""
-    octets = text.encode(errors="backslashreplace")
-    if len(octets) > _TERMINATION_OCTETS:
-        octets = octets[: octets.rindex(b"\n", 0, _TERMINATION_OCTETS)]
+def _leave_word(text: str, termination_log: Path) -> None:
+    """Write `text` where the kubelet looks for it, if it does."""
     # Never made: outside a container there is nobody to read it.
-    with contextlib.suppress(OSError):
-        fd = os.open(TERMINATION_LOG, os.O_WRONLY | os.O_TRUNC)
-        try:
-            os.write(fd, octets)
-        finally:
-            os.close(fd)
+    with contextlib.suppress(OSError), termination_log.open("r+b") as file:
+        file.truncate()
+        file.write(shorten(text, _TERMINATION_OCTETS))
+
+
+def shorten(text: str, limit: int) -> bytes:
+    """`text` in at most `limit` octets: whole lines, and how many there are more.
+
+    A first line that is too long by itself is cut.
+    """
+    octets = text.encode(errors="backslashreplace")
+    if len(octets) <= limit:
+        return octets
+    end = octets.rfind(b"\n", 0, limit - _ROOM)
+    if end < 0:
+        # Not within a character.
+        return octets[: limit - _ROOM].decode(errors="ignore").encode() + "…".encode()
+    more = octets.count(b"\n", end)
+    return octets[:end] + f"\n… and {more} more".encode()
 
 
 def _parser() -> argparse.ArgumentParser:

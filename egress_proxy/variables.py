@@ -144,7 +144,7 @@ def parse_positive_duration(text: str) -> float:
 def parse_name(text: str) -> str:
     """The name of a network interface, as the kernel allows it (dev_valid_name in net/core)."""
     # 15 octets: IFNAMSIZ less the terminating zero (linux/if.h).
-    if not 0 < len(text.encode(errors="surrogateescape")) <= 15:  # noqa: PLR2004 - said above
+    if not 0 < len(text.encode(errors="replace")) <= 15:  # noqa: PLR2004 - said above
         raise RefusedError("not an interface name: 1 to 15 octets", "write for example net1")
     if text in {".", ".."} or re.search(r"[\s/:]", text):
         raise RefusedError("not an interface name: no blank, '/' or ':'", "write for example net1")

@@ -1,0 +1,217 @@
+"""The commands as a person or the kubelet meets them: exit status, stderr, termination message."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy import __version__, settings
+from egress_proxy.cli import main, shorten
+from egress_proxy.init import settings as init_settings
+from egress_proxy.variables import PREFIX as P
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from egress_proxy.variables import Variable
+
+INIT = {"EGRESS_SOURCE": "192.0.2.99/24", "EGRESS_GATEWAY": "192.0.2.1"}
+RUN = {f"{P}DESTINATION": "80 192.0.2.10"}
+NO_SOURCE = "EGRESS_SOURCE: not set; set it to " + init_settings.SOURCE.meaning
+NO_GATEWAY = "EGRESS_GATEWAY: not set; set it to " + init_settings.GATEWAY.meaning
+NO_DESTINATION = f"{P}DESTINATION: no destination; write one a line: <port> <host> [<remote port>]"
+NO_HOST = (
+    f"{P}DESTINATION line 1: 'localhost': a name of a single label; "
+    "write it in full, for example localhost.example.com"
+)
+NO_PORT = (
+    f"{P}DESTINATION line 2: '0': the listening port is not a number from 1 to 65535; "
+    "write it in digits"
+)
+MISSPELT = f"warning: {P}DESTINATIONS: unknown variable, ignored; did you mean {P}DESTINATION?"
+GOOD_INIT = "init: the configuration is good"
+GOOD_RUN = "run: the configuration is good"
+# An interface that no machine has: its name is longer than one can be typed by chance.
+NO_INTERFACE = "nosuchinterface"
+
+
+@pytest.fixture
+def termination_log(tmp_path: Path) -> Path:
+    """As the kubelet leaves it: there, and empty."""
+    path = tmp_path / "termination-log"
+    path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "environ", "ended"),
+    [
+        ("check", {**INIT, **RUN}, (0, [GOOD_INIT, GOOD_RUN], [])),
+        ("check --offline", INIT, (0, [GOOD_INIT], [])),
+        ("check --offline", RUN, (0, [GOOD_RUN], [])),
+        ("check --offline", {}, (2, [], [NO_SOURCE, NO_GATEWAY, NO_DESTINATION])),
+        (
+            "check",
+            {"EGRESS_SOURCE": "192.0.2.99", f"{P}DESTINATION": "80 localhost\n0 a.example"},
+            (2, [], [NO_GATEWAY, NO_HOST, NO_PORT]),
+        ),
+        ("check", {**INIT, f"{P}DESTINATION": "80 localhost"}, (2, [GOOD_INIT], [NO_HOST])),
+        ("init", {}, (2, [], [NO_SOURCE, NO_GATEWAY])),
+        ("run", {}, (2, [], [NO_DESTINATION])),
+        ("run", {f"{P}DESTINATION": "80 localhost\n0 a.example"}, (2, [], [NO_HOST, NO_PORT])),
+        # The misspelt name explains why the right one is empty.
+        ("run", {f"{P}DESTINATIONS": "80 a.example"}, (2, [], [MISSPELT, NO_DESTINATION])),
+        ("check", {**RUN, f"{P}DESTINATIONS": "80 a.example"}, (0, [GOOD_RUN], [MISSPELT])),
+    ],
+)
+def test_what_a_command_says(
+    command: str,
+    environ: dict[str, str],
+    ended: tuple[int, list[str], list[str]],
+    termination_log: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, out, err = ended
+    assert main(command.split(), environ=environ, termination_log=termination_log) == status
+    told = capsys.readouterr()
+    assert told.out.splitlines() == out
+    assert told.err.splitlines() == err
+    # Whoever runs check reads stderr; the container's own commands leave word for the kubelet.
+    kept = [] if command.startswith("check") else [line for line in err if "warning" not in line]
+    assert termination_log.read_text() == "\n".join(kept)
+
+
+def test_a_missing_interface_is_the_environments_failure(
+    termination_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ = {**RUN, "EGRESS_INTERFACE": NO_INTERFACE}
+    assert main(["run"], environ=environ, termination_log=termination_log) == 1
+    told = capsys.readouterr()
+    [line] = told.err.splitlines()
+    assert line.startswith(f"EGRESS_INTERFACE: '{NO_INTERFACE}': no such interface (there are ")
+    assert line.endswith(f"or set {P}SOURCE to an address, or to any for a trial")
+    assert termination_log.read_text() == line
+    assert told.out == ""
+
+
+def test_outside_a_container_no_termination_log_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "termination-log"
+    assert main(["run"], environ={}, termination_log=path) == 2
+    assert not path.exists()
+
+
+def test_a_termination_log_that_can_not_be_written_is_left_alone(tmp_path: Path) -> None:
+    assert main(["run"], environ={}, termination_log=tmp_path) == 2
+
+
+def test_an_earlier_message_is_replaced(termination_log: Path) -> None:
+    termination_log.write_text("x" * 5000)
+    assert main(["run"], environ={}, termination_log=termination_log) == 2
+    assert termination_log.read_text() == NO_DESTINATION
+
+
+@pytest.mark.parametrize(
+    "destinations",
+    [
+        "\n".join(f"{port} localhost" for port in range(1, 1000)),
+        "\n".join(f"{port} \N{SNOWMAN}{'ü' * 60}.example" for port in range(1, 1000)),
+    ],
+)
+def test_the_termination_log_holds_whole_lines_and_says_how_many_are_left_out(
+    destinations: str, termination_log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ = {f"{P}DESTINATION": destinations}
+    assert main(["run"], environ=environ, termination_log=termination_log) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 999
+    octets = termination_log.read_bytes()
+    assert 3500 < len(octets) <= 4096
+    *kept, last = octets.decode().splitlines()
+    assert kept == told[: len(kept)]
+    assert last == f"… and {999 - len(kept)} more"
+
+
+@pytest.mark.parametrize("head", ["", "x"])
+@pytest.mark.parametrize("tail", ["", "\nsecond"])
+def test_a_first_line_that_is_too_long_is_cut_between_characters(head: str, tail: str) -> None:
+    line = head + "ü" * 5000
+    octets = shorten(line + tail, 4096)
+    assert 4000 < len(octets) <= 4096
+    told = octets.decode()
+    assert told.endswith("ü…")
+    assert line.startswith(told[:-1])
+
+
+@pytest.mark.parametrize(
+    ("command", "variables"),
+    [("init", init_settings.VARIABLES), ("run", settings.VARIABLES)],
+)
+def test_help_explains_every_variable(
+    command: str,
+    variables: tuple[Variable[object], ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    # Whatever the width of the terminal.
+    told = capsys.readouterr().out
+    words = " ".join(told.split())
+    for variable in variables:
+        default = "" if variable.default is None else f" [{variable.default or 'empty'}]"
+        assert f"\n  {variable.name}{default}\n" in told
+        assert variable.meaning in words
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    for line in (
+        "init Configure the egress interface.",
+        "run Forward connections until SIGTERM.",
+        "check Judge the configuration, and change nothing.",
+    ):
+        assert line in " ".join(told.split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"egress-proxy {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["stop"], ["run", "now"], ["run", "--offline"]])
+def test_a_wrong_command_line_is_a_wrong_configuration(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: egress-proxy" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command_and_reads_its_own_environment() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "egress_proxy", "check", "--offline"],
+        env={**os.environ, f"{P}DESTINATION": "80 localhost"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"{NO_HOST}\n")
+
+
+def test_the_daemon_does_not_pay_for_init() -> None:
+    # pyroute2 costs 25 MB resident.
+    program = (
+        "import sys, egress_proxy.cli, egress_proxy.daemon, egress_proxy.logs\n"
+        "sys.exit('pyroute2' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
