@@ -17,7 +17,16 @@ install: $(VENV)/installed ## install the package and its tools into .venv
 
 .PHONY: test
 test: install ## run all tests but those of the images
-	$(BIN)/pytest tests/unit tests/integration tests/netns
+	$(BIN)/coverage run -m pytest tests/unit tests/integration tests/netns
+
+.PHONY: coverage
+coverage: install ## what of the package the last test run has covered
+	$(BIN)/coverage combine --quiet --keep
+	$(BIN)/coverage report
+
+.PHONY: demo
+demo: install ## show the main job at work, in network namespaces of its own
+	@$(BIN)/python -m tests.support.demo
 
 .PHONY: style
 style: install ## check style

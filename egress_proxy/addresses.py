@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from egress_proxy.errors import PlatformError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from egress_proxy.variables import Address
 
@@ -28,7 +28,9 @@ def family_of(address: Address) -> socket.AddressFamily:
     return socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
 
 
-def read_interfaces() -> dict[str, tuple[Address, ...]]:
+def read_interfaces(
+    ask: Callable[[], Mapping[str, Sequence[Any]]] = psutil.net_if_addrs,
+) -> dict[str, tuple[Address, ...]]:
     """Every interface's addresses; an interface without one is there with an empty tuple."""
     return {
         name: tuple(
@@ -37,7 +39,7 @@ def read_interfaces() -> dict[str, tuple[Address, ...]]:
             for entry in entries
             if entry.family in _FAMILIES
         )
-        for name, entries in psutil.net_if_addrs().items()
+        for name, entries in ask().items()
     }
 
 
@@ -78,12 +80,14 @@ def source_addresses(
 def listen_addresses(interfaces: Interfaces, egress_interface: str) -> tuple[Address, ...]:
     """Every address of the pod but the egress interface's, so that the LAN can't use the pod.
 
-    IPv6 link-local addresses are left out: clients in a cluster don't use them.
+    Link-local addresses are left out: clients in a cluster don't use them.
     """
-    return tuple(
+    taken = interfaces.get(egress_interface, ())
+    found = (
         address
-        for name, addresses in sorted(interfaces.items())
-        if name != egress_interface
+        for _, addresses in sorted(interfaces.items())
         for address in addresses
-        if not address.is_link_local
+        if not address.is_link_local and address not in taken
     )
+    # Two interfaces may have the same address; the second listener on it would fail.
+    return tuple(dict.fromkeys(found))

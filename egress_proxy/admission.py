@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.pipes import PIPES
 from egress_proxy.records import ListenersPaused, ListenersResumed, Observer
+
+if TYPE_CHECKING:
+    from egress_proxy.wheel import Timer, Timers
 
 # Descriptors for the event loop, DNS, logs, the admin port and what a library may open.
 _HEADROOM = 64
@@ -38,10 +41,10 @@ class Gate(Protocol):
 class Admission:
     """Counts clients up to `maximum`; pauses and resumes `gates`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, observer: Observer, maximum: int) -> None:
+    def __init__(self, loop: Timers, observer: Observer, maximum: int) -> None:
         self._loop = loop
         self._observer = observer
-        self._retry: asyncio.TimerHandle | None = None
+        self._retry: Timer | None = None
         self._recorded_at = loop.time() - _RECORD_INTERVAL_S
         self._recorded = False
         self._emptied: asyncio.Event | None = None

@@ -104,10 +104,10 @@ def _parts(
 
 
 def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:
-    wanted = settings.read_settings(environ)
-    for warning in wanted.warnings:
+    # First of all: a misspelt name is often why the rest is refused.
+    for warning in settings.unknown_names(environ):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201 - no log is set up yet
-    return wanted
+    return settings.read_settings(environ)
 
 
 def _write_termination_log(text: str) -> None:

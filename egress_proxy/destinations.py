@@ -92,12 +92,12 @@ def parse_destinations(
     Raises `ConfigurationError` with a problem for each wrong line; `variable` is the environment
     variable to blame.
     """
-    octets = len(text.encode(errors="surrogateescape"))
-    if octets > MAX_OCTETS:
+    # Octets that are no UTF-8 stand in the text as one lone surrogate each (PEP 383).
+    if len(text.encode(errors="replace")) > MAX_OCTETS:
         raise ConfigurationError(
             Problem(
                 variable=variable,
-                reason=f"{octets} octets are more than the {MAX_OCTETS} that are read",
+                reason=f"more than {MAX_OCTETS} octets, and no more are read",
                 cure="split the destinations over several pods",
             )
         )
@@ -140,8 +140,9 @@ def _parse_line(line: str, number: int, loopback_allowed: bool) -> Destination |
     if not 2 <= len(fields) <= 3:  # noqa: PLR2004 - the grammar has two or three fields
         raise RefusedError(
             "a destination has two or three fields",
-            "write <port> <host> [<remote port>], separated by blanks",
-            line.strip(),
+            "write <port> <host> [<remote port>], separated by spaces or tabs",
+            # No more than this: what only looks like a blank is to be seen.
+            line.strip(" \t"),
         )
     port = _parse_port(fields[0], "the listening port")
     host = _parse_host(fields[1])
@@ -177,11 +178,12 @@ def _split_fields(line: str) -> list[str]:
 
 
 def _parse_port(field: str, what: str) -> int:
-    # Five digits are enough for a port, and keep int() linear in the text.
-    if not (field.isascii() and field.isdigit()) or not 1 <= int(field[:6]) <= 65535:  # noqa: PLR2004
-        raise RefusedError(f"{what} is not a number from 1 to 65535", "write it in digits", field)
-    if len(field) > 1 and field.startswith("0"):
+    digits = field.isascii() and field.isdigit()
+    if digits and len(field) > 1 and field.startswith("0"):
         raise RefusedError(f"{what} begins with a zero", "write it without", field)
+    # Six digits are enough to judge a port, and keep int() linear in the text.
+    if not digits or not 1 <= int(field[:6]) <= 65535:  # noqa: PLR2004
+        raise RefusedError(f"{what} is not a number from 1 to 65535", "write it in digits", field)
     return int(field)
 
 
@@ -208,8 +210,7 @@ def _refuse_lookalikes(field: str) -> None:
         raise RefusedError("brackets around the host", "write the IPv6 address without", field)
     if "#" in field:
         raise RefusedError("a '#' inside a field", "put a blank before a comment", field)
-    head, _, tail = field.rpartition(":")
-    if head and ":" not in head and tail.isdigit():
+    if field.count(":") == 1:
         raise RefusedError(
             "a port joined to the host", "write the remote port as a third field", field
         )
@@ -223,21 +224,14 @@ def _parse_name(field: str) -> str:
         raise RefusedError("a malformed IPv6 address", "write for example 2001:db8::10", field)
     name = _to_ascii(field).removesuffix(".")
     labels = name.split(".")
-    if _NUMBER.fullmatch(labels[-1]):
+    if all(map(_NUMBER.fullmatch, labels)):
         raise RefusedError(
             "a malformed IPv4 address", "write four decimal numbers without leading zeros", field
         )
+    if _NUMBER.fullmatch(labels[-1]):
+        raise RefusedError("the last label of the name is a number", "correct the name", field)
     for label in labels:
-        if not label:
-            raise RefusedError("an empty label in the name", "remove the extra dot", field)
-        if len(label) > _MAX_LABEL:
-            raise RefusedError(f"a label over {_MAX_LABEL} octets", "shorten it", field)
-        if not _LABEL.fullmatch(label):
-            raise RefusedError(
-                f"label {label!r} is not letters, digits, '-' and '_' with no '-' at its ends",
-                "correct the name",
-                field,
-            )
+        _refuse_label(label, field)
     if len(name) > _MAX_NAME:
         raise RefusedError(f"a name over {_MAX_NAME} octets", "shorten it", field)
     if len(labels) == 1:
@@ -245,6 +239,19 @@ def _parse_name(field: str) -> str:
             "a name of a single label", f"write it in full, for example {name}.example.com", field
         )
     return name.lower()
+
+
+def _refuse_label(label: str, field: str) -> None:
+    if not label:
+        raise RefusedError("an empty label in the name", "remove the extra dot", field)
+    if len(label) > _MAX_LABEL:
+        raise RefusedError(f"a label over {_MAX_LABEL} octets", "shorten it", field)
+    if not _LABEL.fullmatch(label):
+        raise RefusedError(
+            f"label {label!r} is not letters, digits, '-' and '_' with no '-' at its ends",
+            "correct the name",
+            field,
+        )
 
 
 def _to_ascii(field: str) -> str:

@@ -105,9 +105,14 @@ class Forwarder:
             ListenerOpened(
                 listener=self.destination.port,
                 destination=self.name,
-                addresses=tuple(sock.getsockname()[0] for sock in self._listeners),
+                addresses=tuple(address[0] for address in self.socket_addresses),
             )
         )
+
+    @property
+    def socket_addresses(self) -> list[tuple[str, int]]:
+        """The address and port of each listening socket."""
+        return [sock.getsockname()[:2] for sock in self._listeners]
 
     def resume(self) -> None:
         for sock in self._listeners:
@@ -332,7 +337,8 @@ class Connection:
         self._over = True
         forwarder, plant = self._forwarder, self._forwarder.plant
         plant.wheel.leave(self)
-        now = plant.engine.reactor.now
+        # The reactor's time is old when a timer or a signal ends the connection.
+        now = monotonic()
         relay, race = self._relay, self._race
         plant.observer.observe(
             ConnectionClosed(

@@ -7,8 +7,10 @@ drive a terminal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import traceback
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
@@ -36,7 +38,6 @@ def make_logger(
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        structlog.processors.format_exc_info,
         _escape,
     ]
     if log_format == "console" or (log_format == "" and out.isatty()):
@@ -73,21 +74,40 @@ class LogObserver:
         if isinstance(record, ConnectionClosed):
             for key in ("client", "address", "source"):
                 fields[key] = as_text(fields[key])
-        self._logger.log(_LEVELS[record.level], record.event, **fields)
+        # Nobody reads the log, or its disk is full: no reason to fail a connection.
+        with contextlib.suppress(OSError):
+            self._logger.log(_LEVELS[record.level], record.event, **fields)
 
     def report(self, error: Exception) -> None:
         """Write a defect of this program, with the place where it happened."""
-        self._logger.error("daemon.defect", error=repr(error), exc_info=error)
+        with contextlib.suppress(OSError):
+            self._logger.error(
+                "daemon.defect",
+                error=repr(error),
+                # A field like any other, and so on the same line.
+                traceback="".join(traceback.format_exception(error)),
+            )
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:
-    for key, value in event.items():
-        if not isinstance(value, (str, int, float, list, tuple, dict, type(None))):
-            value = str(value)  # noqa: PLW2901 - addresses and the like become text first
-        if isinstance(value, str) and not value.isprintable():
-            value = value.encode("unicode_escape", "backslashreplace").decode("ascii")  # noqa: PLW2901
-        event[key] = value
-    return event
+    return {key: _printable(value) for key, value in event.items()}
+
+
+def _printable(value: object) -> object:
+    """`value` with all text in it printable; what is neither text, number nor container is text."""
+    if value is None or isinstance(value, (int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_printable(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_printable(key): _printable(entry) for key, entry in value.items()}
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
 
 
 def _encode(event: EventDict, **_: object) -> str:

@@ -34,7 +34,6 @@ class Settings:
     drain_timeout_s: float
     max_connections: int | None
     nameservers: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def _parse_text(text: str) -> str:
@@ -46,7 +45,7 @@ def _parse_source(text: str) -> Literal["auto", "any"] | tuple[Address, ...]:
         return "auto"
     if text == "any":
         return "any"
-    addresses = variables.parse_addresses(text)
+    addresses = variables.parse_addresses(text, cure="write auto, any, or for example 192.0.2.10")
     if len({address.version for address in addresses}) != len(addresses):
         raise RefusedError("two addresses of one family", "write one IPv4, one IPv6, or both")
     for address in addresses:
@@ -56,7 +55,19 @@ def _parse_source(text: str) -> Literal["auto", "any"] | tuple[Address, ...]:
 
 
 def _parse_listen(text: str) -> Literal["auto"] | tuple[Address, ...]:
-    return "auto" if text == "auto" else variables.parse_addresses(text)
+    if text == "auto":
+        return "auto"
+    addresses = variables.parse_addresses(text, cure="write auto, or for example 192.0.2.10")
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise RefusedError("the address is there twice", "write it once", str(address))
+        if address.is_unspecified and any(
+            other.version == address.version and other != address for other in addresses
+        ):
+            raise RefusedError(
+                "this is every address of its family", "write it without the others", str(address)
+            )
+    return addresses
 
 
 def _parse_maximum(text: str) -> int | None:
@@ -78,11 +89,14 @@ def _parse_nameserver(entry: str) -> str:
     if entry.startswith("["):
         host, closed, port = entry[1:].partition("]")
         if not closed or (port and not port.startswith(":")):
-            raise RefusedError("not a name server", "write [2001:db8::53]:53", entry)
+            raise RefusedError("not a name server", "write for example [2001:db8::53]:53", entry)
         port = port.removeprefix(":")
     elif entry.count(":") == 1:
         host, _, port = entry.partition(":")
-    address = variables.parse_address(host)
+    try:
+        address = variables.parse_address(host)
+    except RefusedError as error:
+        raise RefusedError(error.reason, error.cure, entry) from None
     if not port:
         port = "53"
     if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):  # noqa: PLR2004
@@ -198,10 +212,14 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         drain_timeout_s=reader.read(DRAIN_TIMEOUT),
         max_connections=reader.read(MAX_CONNECTIONS),
         nameservers=reader.read(NAMESERVERS),
-        warnings=variables.unknown_names(environ, (variable.name for variable in VARIABLES)),
     )
     reader.raise_problems()
     return settings
+
+
+def unknown_names(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """A warning for each variable that looks like one of `run` and is none."""
+    return variables.unknown_names(environ, (variable.name for variable in VARIABLES))
 
 
 def _read_destinations(

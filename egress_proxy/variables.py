@@ -34,6 +34,8 @@ _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 # A week: longer is a typing error, and a timer beyond it is as good as none.
 MAX_DURATION_S = 7 * 24 * 3600.0
 _LOG_FORMATS: dict[str, LogFormat] = {"console": "console", "json": "json", "": ""}
+# How alike names must be to be taken for each other: DEST and DESTINATION are (difflib's ratio).
+_NEAR = 0.4
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
@@ -100,13 +102,16 @@ class Reader:
 
 def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> tuple[str, ...]:
     """A warning for each variable that starts with `PREFIX` and is not `known`."""
-    known = sorted(known)
+    # Compared without the prefix, which would make all of them look alike.
+    by_suffix = {name.removeprefix(PREFIX): name for name in sorted(known)}
     warnings = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see --help for the known ones"
-            warnings.append(f"{name}: unknown variable, ignored; {hint}")
+        suffix = name.removeprefix(PREFIX)
+        if suffix == name or suffix in by_suffix:
+            continue
+        nearest = difflib.get_close_matches(suffix.upper(), by_suffix, n=1, cutoff=_NEAR)
+        hint = f"did you mean {by_suffix[nearest[0]]}?" if nearest else "see --help for known ones"
+        warnings.append(f"{name}: unknown variable, ignored; {hint}")
     return tuple(warnings)
 
 
@@ -146,12 +151,12 @@ def parse_name(text: str) -> str:
     return text
 
 
-def parse_address(text: str) -> Address:
-    """One IPv4 or IPv6 address without a scope."""
+def parse_address(text: str, *, cure: str = "write for example 192.0.2.10") -> Address:
+    """One IPv4 or IPv6 address without a scope; `cure` says what else may stand there."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        raise RefusedError("not an IP address", "write for example 192.0.2.10", text) from None
+        raise RefusedError("not an IP address", cure, text) from None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         raise RefusedError("an address with a scope", "leave out the % and what follows", text)
     return address
@@ -167,9 +172,11 @@ def split_list(text: str) -> list[str]:
     return entries
 
 
-def parse_addresses(text: str) -> tuple[Address, ...]:
+def parse_addresses(
+    text: str, *, cure: str = "write for example 192.0.2.10"
+) -> tuple[Address, ...]:
     """A comma list of addresses."""
-    return tuple(parse_address(entry) for entry in split_list(text))
+    return tuple(parse_address(entry, cure=cure) for entry in split_list(text))
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:

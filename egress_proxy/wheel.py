@@ -2,21 +2,37 @@
 
 A connection is in exactly one bucket, that of the tick at which it wants to be looked at next.
 Entering and leaving cost a set operation each, and a tick touches only the connections that are
-due: a hundred thousand idle ones cost nothing.
+due: a hundred thousand idle ones cost nothing. A connection whose `due` raises is aborted, and the
+exception goes to the event loop's handler; the others do not notice.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Iterator
+from egress_proxy.records import Reason
 
-    from egress_proxy.records import Reason
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 # RFC 8305 section 5 wants a next connection attempt after 250 ms; nothing here needs to be finer.
 TICK_S = 0.25
+
+
+class Timer(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None: ...
+
+
+class Timers(Protocol):
+    """What is used of an event loop: its clock, in seconds, and its timers."""
+
+    def time(self) -> float: ...
+
+    def call_at(self, when: float, callback: Callable[[], object], /) -> Timer: ...
+
+    def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer: ...
 
 
 class Timed(Protocol):
@@ -34,12 +50,12 @@ class Timed(Protocol):
 class Wheel:
     """Calls `due` of each member once its delay is over, up to one tick late."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tick_s: float = TICK_S) -> None:
+    def __init__(self, loop: Timers, tick_s: float = TICK_S) -> None:
         self._loop = loop
         self._tick_s = tick_s
         self._buckets: dict[int, set[Timed]] = {}
         self._done = self._current()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
 
     def __iter__(self) -> Iterator[Timed]:
         """All members; a copy, so that they may leave meanwhile."""
@@ -47,7 +63,7 @@ class Wheel:
 
     def enter(self, member: Timed, delay_s: float) -> None:
         """Call ``member.due()`` in `delay_s` seconds at the earliest."""
-        tick = self._current() + int(delay_s / self._tick_s) + 1
+        tick = int((self._loop.time() + delay_s) / self._tick_s) + 1
         member.tick = tick
         bucket = self._buckets.get(tick)
         if bucket is None:
@@ -79,14 +95,24 @@ class Wheel:
         self._timer = self._loop.call_at((self._done + 1) * self._tick_s, self._turn)
 
     def _turn(self) -> None:
-        now = self._current()
-        for tick in range(self._done + 1, now + 1):
-            # One may make others leave, so the bucket stays in its place while it is emptied.
-            while bucket := self._buckets.get(tick):
-                bucket.pop().due()
-            self._buckets.pop(tick, None)
-        self._done = max(now, self._done)
-        if self._buckets:
-            self._arm()
-        else:
-            self._timer = None
+        try:
+            for tick in range(self._done + 1, self._current() + 1):
+                # One may make others leave, so the bucket stays in its place while it is emptied.
+                while bucket := self._buckets.get(tick):
+                    _look_at(bucket.pop())
+                self._buckets.pop(tick, None)
+                self._done = tick
+        finally:
+            # Also after a defect, which goes to the loop: the next turn begins where this ended.
+            if self._buckets:
+                self._arm()
+            else:
+                self._timer = None
+
+
+def _look_at(member: Timed) -> None:
+    try:
+        member.due()
+    except Exception:
+        member.abort(Reason.ERROR)
+        raise

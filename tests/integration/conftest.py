@@ -1,0 +1,48 @@
+"""Both event loops, and a count of what a test leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,  # noqa: ARG001 - the hook's signature
+    item: pytest.Item,  # noqa: ARG001 - the hook's signature
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm_loops() -> None:
+    """The first uvloop of a process makes a pipe that it never gives back."""
+    uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """A test that leaves a descriptor behind fails."""
+    before = _descriptors()
+    yield
+    gc.collect()
+    left = _descriptors() - before
+    # The event loop of the test is closed after this, and brings its own.
+    assert {name for name in left if name.startswith(("socket:", "pipe:"))} == set()
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        # The descriptor of this very listing is gone by now.
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(entry.readlink()))
+    return found

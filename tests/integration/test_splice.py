@@ -1,0 +1,94 @@
+"""The relay against real sockets: octets, half-close, resets, backpressure."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.records import Reason
+from tests.support.rig import Rig, turns
+
+if TYPE_CHECKING:
+    from tests.support.peers import Peer
+
+pytestmark = pytest.mark.asyncio
+
+
+async def test_octets_pass_both_ways() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        await client.send(b"question")
+        assert await upstream.receive(8) == b"question"
+        await upstream.send(b"answer")
+        assert await client.receive(6) == b"answer"
+        client.finish()
+        upstream.finish()
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is Reason.FINISHED
+    assert (record.bytes_to_upstream, record.bytes_to_client) == (8, 6)
+
+
+async def test_bulk_passes_both_ways_at_once() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        there, back = os.urandom(8 << 20), os.urandom(8 << 20)
+
+        async def send(peer: Peer, octets: bytes) -> None:
+            await peer.send(octets)
+            peer.finish()
+
+        _, _, at_upstream, at_client = await asyncio.gather(
+            send(client, there), send(upstream, back), upstream.receive_all(), client.receive_all()
+        )
+        (record,) = await rig.recorder.wait_closed()
+    assert at_upstream == (there, False)
+    assert at_client == (back, False)
+    assert (record.bytes_to_upstream, record.bytes_to_client) == (8 << 20, 8 << 20)
+
+
+@pytest.mark.parametrize("first", ["client", "upstream"])
+async def test_half_close_leaves_the_other_direction_open(first: str) -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        one, other = (client, upstream) if first == "client" else (upstream, client)
+        await one.send(b"all I have")
+        one.finish()
+        assert await other.receive_all() == (b"all I have", False)
+        await other.send(b"still here")
+        assert await one.receive(10) == b"still here"
+        other.finish()
+        assert await one.receive_all() == (b"", False)
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is Reason.FINISHED
+
+
+async def test_a_slow_reader_stalls_its_sender() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        octets = os.urandom(1 << 20)
+        sent = bytearray()
+        while (relay := rig.relay) is None or (relay.up._held is None and relay.up._pipe is None):
+            sent += octets[: client.send_what_fits(octets)]
+            await turns()
+        stuck = relay.up.count
+        for _ in range(100):
+            sent += octets[: client.send_what_fits(octets)]
+            await turns()
+        assert relay.up.count == stuck
+        client.finish()
+        assert await upstream.receive_all() == (bytes(sent), False)
+
+
+async def test_urgent_octets_stay_in_their_place() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        upstream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        await client.send(b"before")
+        client.sock.send(b"!", socket.MSG_OOB)
+        await client.send(b"after")
+        client.finish()
+        assert await upstream.receive_all() == (b"before!after", False)

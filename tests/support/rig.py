@@ -1,0 +1,158 @@
+"""One forwarder on loopback, in the test's own process and event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
+
+from egress_proxy.admission import Admission
+from egress_proxy.connector import Connector, Endpoint
+from egress_proxy.destinations import Destination
+from egress_proxy.forwarder import Connection, Forwarder, Plant, Rules
+from egress_proxy.pipes import PipePool
+from egress_proxy.reactor import Reactor
+from egress_proxy.records import ConnectionClosed, Reason, Record
+from egress_proxy.splice import Engine, Relay
+from egress_proxy.wheel import Wheel
+from tests.support.peers import BUFFER, Listener, Peer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+RULES = Rules(
+    allow_clients=(),
+    connect_timeout_s=60.0,
+    idle_timeout_s=60.0,
+    half_close_timeout_s=60.0,
+    audit=True,
+)
+# Timeouts are tested with a wheel that turns quickly, not by waiting.
+TICK_S = 0.02
+
+
+class SmallConnector(Connector):
+    """Sockets whose kernel buffers a test can fill."""
+
+    def open(self, endpoint: Endpoint) -> socket.SocketType:
+        sock = super().open(endpoint)
+        shrink(sock)
+        return sock
+
+
+def shrink(sock: socket.SocketType) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+
+
+class Recorder:
+    """An observer that keeps what it sees, and wakes who waits for it."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.defects: list[Exception] = []
+        self._arrived = asyncio.Event()
+
+    def observe(self, record: Record) -> None:
+        self.records.append(record)
+        self._arrived.set()
+
+    def report(self, error: Exception) -> None:
+        self.defects.append(error)
+
+    @property
+    def closed(self) -> list[ConnectionClosed]:
+        return [record for record in self.records if isinstance(record, ConnectionClosed)]
+
+    async def wait_closed(self, count: int = 1) -> list[ConnectionClosed]:
+        """The records of connections, once there are `count`."""
+        while len(self.closed) < count:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self.closed
+
+
+class Rig:
+    """A forwarder to `listener`, made with the rules that a test changes."""
+
+    def __init__(
+        self, *, maximum: int = 1000, pipes: int = 64, address: str = "127.0.0.1", **rules: float
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.recorder = Recorder()
+        self.listener = Listener(address)
+        self.reactor = Reactor(loop, self.recorder.report)
+        self.pipes = PipePool(pipes)
+        self.wheel = Wheel(loop, TICK_S)
+        self.admission = Admission(loop, self.recorder, maximum)
+        plant = Plant(
+            engine=Engine(loop, self.reactor, self.pipes),
+            wheel=self.wheel,
+            admission=self.admission,
+            connector=SmallConnector(self.reactor, {}),
+            observer=self.recorder,
+        )
+        host = ipaddress.ip_address(address)
+        self.forwarder = Forwarder(
+            plant,
+            replace(RULES, **rules),  # type: ignore[arg-type] - tests change durations only
+            Destination(port=0, host=host, remote_port=self.listener.address[1], line=1),
+        )
+        self.forwarder.bind(host)
+        for sock in self.forwarder._listeners:
+            shrink(sock)
+        self.forwarder.use((host,))
+        self.address = self.forwarder.socket_addresses[0]
+        self._peers: list[Peer] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for peer in self._peers:
+            peer.close()
+        self.listener.close()
+        self.forwarder.close()
+        self.abort_all()
+        self.admission.stop()
+        self.wheel.stop()
+        self.reactor.stop()
+        self.pipes.close()
+        assert self.recorder.defects == []
+
+    async def client(self) -> Peer:
+        """A client that has connected to the forwarder."""
+        peer = await Peer.connect(self.address)
+        self._peers.append(peer)
+        return peer
+
+    async def pair(self) -> tuple[Peer, Peer]:
+        """A client and the upstream that it was connected to."""
+        client = await self.client()
+        upstream = await self.listener.accept()
+        self._peers.append(upstream)
+        return client, upstream
+
+    def abort_all(self) -> None:
+        for connection in self.wheel:
+            connection.abort(Reason.DRAINED)
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of the one connection there is."""
+        (connection,) = self.wheel
+        assert isinstance(connection, Connection)
+        return connection._relay
+
+
+async def turns(count: int = 1) -> None:
+    """Let the event loop turn, so that what is ready happens."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -1,0 +1,123 @@
+"""What is known of a destination's addresses: their turn, their failures, their replacement."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from ipaddress import ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egress_proxy.connector import Endpoint, Upstreams
+
+A, B, C, D = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::3", "192.0.2.4"))
+NOW = 1000.0
+
+
+@pytest.fixture
+def upstreams() -> Upstreams:
+    known = Upstreams(443)
+    known.replace([A, B, C])
+    return known
+
+
+def firsts(upstreams: Upstreams, clients: int, now: float = NOW) -> list[str]:
+    return [str(upstreams.in_order(now)[0].address) for _ in range(clients)]
+
+
+def endpoint_of(upstreams: Upstreams, address: object) -> Endpoint:
+    [endpoint] = [each for each in upstreams.in_order(NOW) if each.address == address]
+    return endpoint
+
+
+@pytest.mark.parametrize(
+    ("address", "family"), [("192.0.2.1", socket.AF_INET), ("2001:db8::3", socket.AF_INET6)]
+)
+def test_an_endpoint_is_what_a_socket_connects_to(
+    address: str, family: socket.AddressFamily
+) -> None:
+    endpoint = Endpoint(ip_address(address), 443)
+    assert (endpoint.family, endpoint.sockaddr) == (family, (address, 443))
+
+
+def test_without_addresses_there_is_nothing_to_try() -> None:
+    assert list(Upstreams(443).in_order(NOW)) == []
+
+
+def test_one_address_is_tried_whether_it_failed_or_not() -> None:
+    upstreams = Upstreams(443)
+    upstreams.replace([A])
+    for failed_until in (0.0, NOW + 10):
+        [endpoint] = upstreams.in_order(NOW)
+        assert endpoint.address == A
+        endpoint.failed_until = failed_until
+
+
+def test_each_client_begins_with_the_next_address(upstreams: Upstreams) -> None:
+    orders = [[each.address for each in upstreams.in_order(NOW)] for _ in range(6)]
+    assert orders[:3] == orders[3:]
+    assert sorted(map(str, orders)) == sorted(map(str, 2 * [[A, B, C], [B, C, A], [C, A, B]]))
+    assert orders[1][0] == orders[0][1]
+
+
+def test_an_address_that_failed_is_tried_last_until_its_time_is_over(upstreams: Upstreams) -> None:
+    endpoint_of(upstreams, B).failed_until = NOW + 10
+    for _ in range(3):
+        assert [each.address for each in upstreams.in_order(NOW + 9.9)][-1] == B
+    assert Counter(firsts(upstreams, 300, NOW + 10))[str(B)] == 100
+
+
+def test_when_all_have_failed_all_are_tried_in_turn(upstreams: Upstreams) -> None:
+    for endpoint in upstreams.in_order(NOW):
+        endpoint.failed_until = NOW + 10
+    assert len(upstreams.in_order(NOW)) == 3
+    assert set(firsts(upstreams, 3)) == {str(A), str(B), str(C)}
+
+
+def test_new_addresses_keep_what_is_known_of_those_that_stay(upstreams: Upstreams) -> None:
+    kept = endpoint_of(upstreams, B)
+    kept.failed_until = NOW + 10
+    endpoint_of(upstreams, C).failed_until = NOW + 10
+    upstreams.replace([D, B])
+    assert upstreams.addresses == (D, B)
+    assert endpoint_of(upstreams, B) is kept
+    assert set(firsts(upstreams, 4)) == {str(D)}
+    # One that was away begins anew.
+    upstreams.replace([C, B])
+    assert set(firsts(upstreams, 4)) == {str(C)}
+
+
+def test_an_order_that_was_handed_out_does_not_change(upstreams: Upstreams) -> None:
+    order = upstreams.in_order(NOW)
+    before = list(order)
+    upstreams.replace([D])
+    assert list(order) == before
+
+
+def test_a_smaller_set_does_not_upset_the_turn(upstreams: Upstreams) -> None:
+    firsts(upstreams, 2)
+    upstreams.replace([A, B])
+    assert Counter(firsts(upstreams, 100)) == {str(A): 50, str(B): 50}
+    upstreams.replace([])
+    assert list(upstreams.in_order(NOW)) == []
+
+
+@given(
+    failed=st.lists(st.booleans(), min_size=1, max_size=60),
+    clients=st.integers(0, 70),
+)
+def test_an_order_holds_every_address_once_and_the_failed_ones_last(
+    failed: list[bool], clients: int
+) -> None:
+    upstreams = Upstreams(443)
+    upstreams.replace([ip_address(0xC0000200 + number) for number in range(len(failed))])
+    for endpoint, has_failed in zip(upstreams.in_order(NOW), failed, strict=True):
+        endpoint.failed_until = NOW + has_failed
+    for _ in range(clients):
+        order = upstreams.in_order(NOW)
+        assert {each.address for each in order} == set(upstreams.addresses)
+        assert len(order) == len(failed)
+        lately_failed = [each.failed_until > NOW for each in order]
+        assert lately_failed == sorted(lately_failed)

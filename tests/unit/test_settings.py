@@ -1,0 +1,334 @@
+"""The environment of run: what it accepts, and every message it refuses with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egress_proxy.destinations import MAX_OCTETS, Destination
+from egress_proxy.errors import ConfigurationError
+from egress_proxy.settings import VARIABLES, Settings, read_settings, unknown_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+P = "EGRESS_DNS_PROXY_"
+GOOD = {f"{P}DESTINATION": "80 192.0.2.1"}
+DEFAULTS = Settings(
+    destinations=(Destination(80, ip_address("192.0.2.1"), 80, 1),),
+    debug=False,
+    log_format="",
+    interface="macvlan0",
+    source="auto",
+    listen="auto",
+    allow_clients=(),
+    connect_timeout_s=10.0,
+    idle_timeout_s=3600.0,
+    half_close_timeout_s=300.0,
+    drain_timeout_s=25.0,
+    max_connections=None,
+    nameservers=(),
+)
+
+
+def test_destinations_are_enough() -> None:
+    assert read_settings(GOOD) == DEFAULTS
+
+
+def test_blank_variables_are_unset_ones() -> None:
+    blanks = {variable.name: " \n" for variable in VARIABLES}
+    assert read_settings({**blanks, **GOOD}) == DEFAULTS
+
+
+def test_help_can_list_each_variable_once() -> None:
+    assert len({variable.name for variable in VARIABLES}) == len(VARIABLES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "value"),
+    [
+        ({f"{P}DEBUG": "1"}, "debug", True),
+        ({f"{P}DEBUG": "off"}, "debug", False),
+        ({f"{P}LOG_FORMAT": "json"}, "log_format", "json"),
+        ({"EGRESS_INTERFACE": "net1"}, "interface", "net1"),
+        ({f"{P}SOURCE": "auto"}, "source", "auto"),
+        ({f"{P}SOURCE": "any"}, "source", "any"),
+        ({f"{P}SOURCE": "192.0.2.99"}, "source", (ip_address("192.0.2.99"),)),
+        (
+            {f"{P}SOURCE": "192.0.2.99, 2001:db8::99"},
+            "source",
+            (ip_address("192.0.2.99"), ip_address("2001:db8::99")),
+        ),
+        ({f"{P}LISTEN": "auto"}, "listen", "auto"),
+        (
+            {f"{P}LISTEN": "0.0.0.0, ::"},
+            "listen",
+            (ip_address("0.0.0.0"), ip_address("::")),
+        ),
+        (
+            {f"{P}LISTEN": "192.0.2.1,192.0.2.2"},
+            "listen",
+            (ip_address("192.0.2.1"), ip_address("192.0.2.2")),
+        ),
+        ({f"{P}ALLOW_CLIENTS": "10.0.0.0/8"}, "allow_clients", (ip_network("10.0.0.0/8"),)),
+        ({f"{P}CONNECT_TIMEOUT": "500ms"}, "connect_timeout_s", 0.5),
+        ({f"{P}IDLE_TIMEOUT": "0"}, "idle_timeout_s", 0.0),
+        ({f"{P}HALF_CLOSE_TIMEOUT": "90"}, "half_close_timeout_s", 90.0),
+        ({f"{P}DRAIN_TIMEOUT": "1h"}, "drain_timeout_s", 3600.0),
+        ({f"{P}MAX_CONNECTIONS": "10000"}, "max_connections", 10000),
+        (
+            {f"{P}NAMESERVERS": "192.0.2.53, 192.0.2.54:5353,192.0.2.55:"},
+            "nameservers",
+            ("192.0.2.53:53", "192.0.2.54:5353", "192.0.2.55:53"),
+        ),
+        (
+            {f"{P}NAMESERVERS": "2001:db8::53,[2001:DB8::54],[2001:db8::55]:5353"},
+            "nameservers",
+            ("[2001:db8::53]:53", "[2001:db8::54]:53", "[2001:db8::55]:5353"),
+        ),
+    ],
+)
+def test_accepted_values(changes: dict[str, str], field: str, value: object) -> None:
+    expected: dict[str, Any] = {field: value}
+    assert read_settings({**GOOD, **changes}) == replace(DEFAULTS, **expected)
+
+
+_DURATION = "not a duration; write for example 500ms, 10s, 1m, 1h or plain seconds"
+_ADDRESS = "not an IP address; write for example 192.0.2.10"
+_NAMESERVER_PORT = "not a port of a name server; write a number from 1 to 65535"
+_MAXIMUM = "not a number above zero; write for example 10000, or leave it out"
+
+INVALID: list[tuple[str, str, str]] = [
+    (f"{P}LOG_FORMAT", "xml", "'xml': not a log format; write json or console"),
+    (
+        "EGRESS_INTERFACE",
+        "a/b",
+        "'a/b': not an interface name: no blank, '/' or ':'; write for example net1",
+    ),
+    (
+        f"{P}SOURCE",
+        "Any",
+        "'Any': not an IP address; write auto, any, or for example 192.0.2.10",
+    ),
+    (
+        f"{P}SOURCE",
+        "192.0.2.99/24",
+        "'192.0.2.99/24': not an IP address; write auto, any, or for example 192.0.2.10",
+    ),
+    (
+        f"{P}SOURCE",
+        "192.0.2.98,192.0.2.99",
+        ("'192.0.2.98,192.0.2.99': two addresses of one family; write one IPv4, one IPv6, or both"),
+    ),
+    *(
+        (f"{P}SOURCE", text, f"'{text}': not a source address; write the reserved address")
+        for text in ("0.0.0.0", "::", "224.0.0.1", "ff02::1")
+    ),
+    (
+        f"{P}LISTEN",
+        "eth0",
+        "'eth0': not an IP address; write auto, or for example 192.0.2.10",
+    ),
+    (
+        f"{P}LISTEN",
+        "192.0.2.1,192.0.2.1",
+        "'192.0.2.1': the address is there twice; write it once",
+    ),
+    *(
+        (
+            f"{P}LISTEN",
+            text,
+            f"'{every}': this is every address of its family; write it without the others",
+        )
+        for text, every in (("192.0.2.1,0.0.0.0", "0.0.0.0"), ("::,2001:db8::1", "::"))
+    ),
+    (
+        f"{P}ALLOW_CLIENTS",
+        "10.1.2.3/8",
+        "'10.1.2.3/8': a network with host bits set; write 10.0.0.0/8",
+    ),
+    (f"{P}CONNECT_TIMEOUT", "0", "'0': zero makes no sense here; write for example 10s"),
+    *(
+        (f"{P}{name}_TIMEOUT", "soon", f"'soon': {_DURATION}")
+        for name in ("CONNECT", "IDLE", "HALF_CLOSE", "DRAIN")
+    ),
+    *(
+        (f"{P}MAX_CONNECTIONS", text, f"'{text}': {_MAXIMUM}")
+        for text in ("0", "-1", "1e3", "many", "1000000000", "\u0661")
+    ),
+    (
+        f"{P}MAX_CONNECTIONS",
+        "9" * 5000,
+        "'" + "9" * 80 + f"'… (5000 characters): {_MAXIMUM}",
+    ),
+    *(
+        (f"{P}NAMESERVERS", text, f"'{text}': {_ADDRESS}")
+        for text in ("dns.example.com", "dns.example.com:53", ":53", "[]:53", "192.0.2.53#53")
+    ),
+    *(
+        (f"{P}NAMESERVERS", text, f"'{text}': {_NAMESERVER_PORT}")
+        for text in ("192.0.2.53:0", "192.0.2.53:65536", "192.0.2.53:dns", "[::1]:\u0661")
+    ),
+    *(
+        (
+            f"{P}NAMESERVERS",
+            text,
+            f"'{text}': not a name server; write for example [2001:db8::53]:53",
+        )
+        for text in ("[2001:db8::53", "[2001:db8::53]53")
+    ),
+    (
+        f"{P}NAMESERVERS",
+        "192.0.2.53,,192.0.2.54",
+        "'192.0.2.53,,192.0.2.54': an empty entry between commas; remove the extra comma",
+    ),
+    (
+        f"{P}DESTINATION",
+        "",
+        "no destination; write one a line: <port> <host> [<remote port>]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "told"), INVALID)
+def test_refused_values(name: str, text: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({**GOOD, name: text})
+    assert str(caught.value) == f"{name}: {told}"
+
+
+def test_all_problems_are_told_in_one_go() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(
+            {
+                f"{P}DESTINATION": "0 a.example\n80 localhost",
+                f"{P}SOURCE": "here",
+                f"{P}LISTEN": "there",
+                f"{P}IDLE_TIMEOUT": "never",
+                f"{P}MAX_CONNECTIONS": "all",
+                "EGRESS_INTERFACE": "an interface",
+            }
+        )
+    assert sorted((each.variable, each.line) for each in caught.value.problems if each.line) == [
+        (f"{P}DESTINATION", 1),
+        (f"{P}DESTINATION", 2),
+    ]
+    assert sorted(each.variable for each in caught.value.problems if not each.line) == [
+        f"{P}IDLE_TIMEOUT",
+        f"{P}LISTEN",
+        f"{P}MAX_CONNECTIONS",
+        f"{P}SOURCE",
+        "EGRESS_INTERFACE",
+    ]
+
+
+@pytest.mark.parametrize(("source", "accepted"), [("any", True), ("auto", False)])
+def test_a_source_of_any_lifts_the_loopback_rule(source: str, accepted: bool) -> None:
+    environ = {f"{P}DESTINATION": "80 127.0.0.1", f"{P}SOURCE": source}
+    if accepted:
+        assert read_settings(environ).destinations[0].host == ip_address("127.0.0.1")
+    else:
+        with pytest.raises(ConfigurationError, match=r"'127\.0\.0\.1': a loopback address"):
+            read_settings(environ)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "destinations"
+
+
+@pytest.mark.parametrize(
+    ("octets", "line"),
+    [
+        (b"80 192.0.2.1\n", 1),
+        (b"\xef\xbb\xbf80 192.0.2.1\r\n", 1),
+        (b"# caf\xe9, in Latin-1\n80 192.0.2.1", 2),
+        (b"80 192.0.2.1 #".ljust(MAX_OCTETS, b"\xff"), 1),
+    ],
+)
+def test_destinations_from_a_file(file: Path, octets: bytes, line: int) -> None:
+    file.write_bytes(octets)
+    settings = read_settings({f"{P}DESTINATION": " ", f"{P}DESTINATION_FILE": f" {file}\n"})
+    assert settings.destinations == (Destination(80, ip_address("192.0.2.1"), 80, line),)
+
+
+@pytest.mark.parametrize(
+    ("octets", "told"),
+    [
+        (b"", ": no destination; write one a line: <port> <host> [<remote port>]"),
+        (
+            b"80 caf\xe9.example",
+            r" line 1: 'caf\udce9.example': not an internationalised name: ",
+        ),
+        (
+            b"#".ljust(MAX_OCTETS + 1, b"\xff"),
+            (
+                ": more than 1048576 octets, and no more are read; "
+                "split the destinations over several pods"
+            ),
+        ),
+    ],
+)
+def test_a_wrong_file_is_blamed_by_its_variable(file: Path, octets: bytes, told: str) -> None:
+    file.write_bytes(octets)
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({f"{P}DESTINATION_FILE": str(file)})
+    assert str(caught.value).startswith(f"{P}DESTINATION_FILE{told}")
+
+
+def test_a_file_that_is_not_there(file: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({f"{P}DESTINATION_FILE": str(file)})
+    [problem] = caught.value.problems
+    assert (problem.variable, problem.value) == (f"{P}DESTINATION_FILE", str(file))
+    assert problem.reason == "can't read the file: No such file or directory"
+    assert problem.cure == "check the volume's mount"
+
+
+def test_a_directory_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="can't read the file: Is a directory; check"):
+        read_settings({f"{P}DESTINATION_FILE": str(tmp_path)})
+
+
+def test_destinations_in_both_places_are_refused(file: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({**GOOD, f"{P}DESTINATION_FILE": "/etc/egress"})
+    assert str(caught.value) == (
+        f"{P}DESTINATION_FILE: '/etc/egress': {P}DESTINATION is set too; unset one of the two"
+    )
+    assert not file.exists()
+
+
+def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
+    names = (f"{P}DESTINATIONS", f"{P}IDLE", f"{P}INTERFACE", "EGRESS_SOURCE", "HOME")
+    assert unknown_names(dict.fromkeys(names, "1")) == (
+        f"{P}DESTINATIONS: unknown variable, ignored; did you mean {P}DESTINATION?",
+        f"{P}IDLE: unknown variable, ignored; did you mean {P}IDLE_TIMEOUT?",
+        f"{P}INTERFACE: unknown variable, ignored; did you mean EGRESS_INTERFACE?",
+    )
+
+
+def test_no_known_name_is_unknown() -> None:
+    assert unknown_names({variable.name: "" for variable in VARIABLES}) == ()
+
+
+@given(
+    environ=st.dictionaries(
+        st.sampled_from([each.name for each in VARIABLES if "FILE" not in each.name]),
+        st.text(st.characters(exclude_categories=()), max_size=20),
+    )
+)
+def test_any_environment_gives_settings_or_problems(environ: dict[str, str]) -> None:
+    try:
+        read_settings(environ)
+    except ConfigurationError as error:
+        found = error.problems
+    else:
+        found = ()
+    assert all(str(problem).isprintable() for problem in found)
+    assert all(problem.variable and problem.reason and problem.cure for problem in found)
