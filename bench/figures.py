@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,10 @@ class WrkResult:
     latency_us: float
 
 
-def parse_wrk(output: str) -> WrkResult:
-    """The JSON line that wrk.lua adds to what wrk prints.
+def parse_wrk(output: str, connections: int) -> WrkResult:
+    """The JSON line that wrk.lua adds to what wrk prints, after a load of `connections`.
 
-    Raises `OutputError` if there is none, or if wrk counted any error.
+    Raises `OutputError` if there is none, if wrk counted any error, or if latencies are missing.
     """
     lines = [line for line in output.splitlines() if line.startswith("{")]
     if len(lines) != 1:
@@ -35,7 +36,31 @@ def parse_wrk(output: str) -> WrkResult:
     errors = {kind: count for kind, count in summary["errors"].items() if count}
     if errors or not summary["requests"]:
         raise OutputError(f"wrk: {summary['requests']} requests, errors: {errors}")
-    return WrkResult(summary["requests"], histogram_median(summary["latency_us"]))
+    expected_us = summary["duration_us"] // max(summary["requests"] // connections, 1)
+    measured = without_correction(summary["latency_us"], expected_us)
+    if sum(measured.values()) != summary["requests"]:
+        raise OutputError(f"wrk: {sum(measured.values())} latencies of {summary['requests']}")
+    return WrkResult(summary["requests"], histogram_median(measured.items()))
+
+
+def without_correction(pairs: Iterable[Sequence[int]], expected_us: int) -> dict[int, int]:
+    """The latencies that wrk measured, without those it adds for requests it never sent.
+
+    For each latency of twice `expected_us` or more, which is the mean interval between requests of
+    a connection, wrk adds those of requests that would have waited meanwhile (stats_correct in its
+    stats.c). On a machine that stalls now and then, the median would be one of stalls.
+    """
+    counts: Counter[int] = Counter()
+    for value, count in pairs:
+        counts[value] += count
+    # From the longest down, each count is already free of what longer ones have added.
+    for value in sorted(counts, reverse=True):
+        if value < 2 * expected_us:
+            break
+        added = counts[value]
+        for shorter in range(value - expected_us, expected_us, -expected_us):
+            counts[shorter] -= added
+    return {value: count for value, count in counts.items() if count}
 
 
 def histogram_median(pairs: Iterable[Sequence[int]]) -> float:

@@ -82,7 +82,7 @@ def requests(stand: Stand, server: str, connections: int) -> Work:
         *(["--header", "Connection: close"] if server == "new" else []),
         f"http://{address}:{port}/",
     )
-    result = parse_wrk(output)
+    result = parse_wrk(output, connections)
     served = Status(stand.topology).requests - before
     # Those under way when wrk stops are served, but not counted; so is the status itself.
     if not result.requests <= served <= result.requests + connections + 1:

@@ -252,8 +252,10 @@ _METHOD = """\
   routes. It is the physical limit of this laboratory.
 - Bulk is iperf3, from the client to the remote, counted by the receiver. Requests are wrk, 128
   octets from an nginx that answers from memory, and the server's count has to agree with wrk's;
-  a new connection carries one request, and the server ends it.
-  Any error ends the benchmark. Before each round the remote must see the reserved address.
+  a new connection carries one request, and the server ends it. Latencies are those that wrk has
+  measured, without those it adds for requests that it would have liked to send meanwhile.
+- Any error ends the benchmark. Before each round, what a proxy sends must reach the remote from the
+  reserved address.
 - The proxy's CPU time is its process's, with what the network stack does in its name. The machine's
   is all that its cores were not idle. Where the proxy's core is not fully used, the generator or
   the server is what limits the rate, and only CPU time per unit of work compares the proxies.

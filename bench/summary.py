@@ -61,10 +61,10 @@ def summarize(samples: Sequence[Sample], ours: str, cores: int) -> list[Row]:
 def _row(group: list[Sample], ours: list[Sample], cores: int) -> Row:
     first = group[0]
 
-    def proxy_cost(sample: Sample) -> float | None:
+    def proxy_cost(sample: Sample) -> float:
         return sample.times.proxy / sample.amount * _scale(first.load)
 
-    def machine_cost(sample: Sample) -> float | None:
+    def machine_cost(sample: Sample) -> float:
         return sample.times.busy(cores) / sample.amount * _scale(first.load)
 
     def latency(sample: Sample) -> float | None:
@@ -75,8 +75,8 @@ def _row(group: list[Sample], ours: list[Sample], cores: int) -> Row:
         peer=first.peer,
         rounds=len(group),
         rate=median(sample.amount / sample.times.wall for sample in group),
-        proxy_cost=median(proxy_cost(sample) or 0.0 for sample in group),
-        machine_cost=median(machine_cost(sample) or 0.0 for sample in group),
+        proxy_cost=median(map(proxy_cost, group)),
+        machine_cost=median(map(machine_cost, group)),
         proxy_core=median(sample.times.proxy / sample.times.wall for sample in group),
         latency_us=median_or_none(sample.latency_us for sample in group),
         octets_per_pair=median_or_none(sample.octets_per_pair for sample in group),

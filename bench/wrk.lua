@@ -10,6 +10,6 @@ function done(summary, latency)
    for _, kind in ipairs({"connect", "read", "write", "status", "timeout"}) do
       errors[#errors + 1] = string.format('"%s":%d', kind, summary.errors[kind])
    end
-   print(string.format('{"requests":%d,"errors":{%s},"latency_us":[%s]}',
-      summary.requests, table.concat(errors, ","), table.concat(pairs_, ",")))
+   print(string.format('{"requests":%d,"duration_us":%d,"errors":{%s},"latency_us":[%s]}',
+      summary.requests, summary.duration, table.concat(errors, ","), table.concat(pairs_, ",")))
 end

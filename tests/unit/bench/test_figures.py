@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.figures import (
     OutputError,
@@ -13,6 +16,7 @@ from bench.figures import (
     parse_wrk,
     ratios,
     rotated,
+    without_correction,
 )
 
 NO_ERRORS = {"connect": 0, "read": 0, "write": 0, "status": 0, "timeout": 0}
@@ -21,6 +25,7 @@ NO_ERRORS = {"connect": 0, "read": 0, "write": 0, "status": 0, "timeout": 0}
 def wrk_output(requests: int = 30, **errors: int) -> str:
     summary = {
         "requests": requests,
+        "duration_us": 600,
         "errors": {**NO_ERRORS, **errors},
         "latency_us": [[10, 10], [20, 20]],
     }
@@ -28,7 +33,7 @@ def wrk_output(requests: int = 30, **errors: int) -> str:
 
 
 def test_wrk_is_read_from_its_summary() -> None:
-    result = parse_wrk(wrk_output())
+    result = parse_wrk(wrk_output(), 1)
     assert result.requests == 30
     assert result.latency_us == pytest.approx(19.75)
 
@@ -39,6 +44,7 @@ def test_wrk_is_read_from_its_summary() -> None:
         "",
         "unable to connect to 192.0.2.1:8080 Connection refused\n",
         wrk_output(0),
+        wrk_output(29),
         wrk_output(read=1),
         wrk_output(timeout=3),
         wrk_output(status=30),
@@ -46,7 +52,22 @@ def test_wrk_is_read_from_its_summary() -> None:
 )
 def test_wrk_must_have_had_no_error(output: str) -> None:
     with pytest.raises(OutputError):
-        parse_wrk(output)
+        parse_wrk(output, 1)
+
+
+def test_latencies_that_wrk_adds_are_taken_away() -> None:
+    # An interval of 10 adds waits of 25 and 15 to that of 35; the other 15 was measured.
+    assert without_correction([(9, 7), (15, 2), (25, 1), (35, 1)], 10) == {9: 7, 15: 1, 35: 1}
+
+
+@given(st.dictionaries(st.integers(1, 200), st.integers(1, 1000), min_size=1), st.integers(1, 100))
+def test_all_that_wrk_measured_is_left(measured: dict[int, int], expected_us: int) -> None:
+    corrected = Counter(measured)
+    for value in range(2 * expected_us, max(measured) + 1):
+        for shorter in range(value - expected_us, expected_us, -expected_us):
+            corrected[shorter] += measured.get(value, 0)
+    pairs = [(value, count) for value, count in corrected.items() if count]
+    assert without_correction(pairs, expected_us) == measured
 
 
 @pytest.mark.parametrize(
