@@ -133,3 +133,16 @@ def assert_works(lab: Lab, env: dict[str, str]) -> None:
                 accepted.sendall(b"hello")
                 assert connected.recv(5) == b"hello"
     assert init(lab, env).expect_done()["steps"] == 0
+
+
+def settle(lab: Lab) -> None:
+    """Wait until the kernel is done with the link-local addresses that came with the link."""
+
+    def settled(state: State) -> bool | None:
+        return None if any(held.tentative for held in state.addresses) else True
+
+    def wait() -> bool | None:
+        with Netlink() as netlink:
+            return netlink.wait(settled, 10)
+
+    assert lab.pod.call(wait)

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.init.netlink import Netlink
-from tests.netns.init_lab import DUAL, NEEDED, V4, default_routes, init, snapshot
+from tests.netns.init_lab import DUAL, NEEDED, V4, default_routes, init, settle, snapshot
 from tests.support.lab import CLIENT, CLUSTER_DNS, GATEWAY, NODE_TO_LAN, OUTSIDE, POD, RESERVED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from egress_proxy.init.state import State
     from tests.support.lab import Lab
 
 
@@ -102,19 +100,6 @@ def test_a_second_run_changes_nothing(lab: Lab, resolv_conf: Path) -> None:
         assert init(lab, DUAL, resolv_conf=resolv_conf).expect_done()["steps"] == 0
         assert drain(monitor) == 0
     assert snapshot(lab.pod) == before
-
-
-def settle(lab: Lab) -> None:
-    """Wait until the kernel is done with the link-local addresses that came with the link."""
-
-    def settled(state: State) -> bool | None:
-        return None if any(held.tentative for held in state.addresses) else True
-
-    def wait() -> bool | None:
-        with Netlink() as netlink:
-            return netlink.wait(settled, 10)
-
-    assert lab.pod.call(wait)
 
 
 def drain(monitor: socket.socket) -> int:
