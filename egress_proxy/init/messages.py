@@ -39,8 +39,6 @@ _IFA_F_PERMANENT = 0x80
 # linux/rtnetlink.h
 _RTM_F_CLONED = 0x200
 _RTNH_F_ONLINK = 0x4
-_SCOPE_UNIVERSE = 0
-_SCOPE_LINK = 253
 SCOPE_NOWHERE = 255
 _TO_TABLE = 1
 _KINDS = {1: "unicast", 6: "blackhole", 7: "unreachable", 8: "prohibit", 9: "throw"}
@@ -116,6 +114,7 @@ def read_route(message: Message, names: Mapping[int, str]) -> Route:
         metric=message.get("priority") or 0,
         source=None if source is None else ip_address(source),
         kind=_KINDS[message["type"]],
+        scope=message["scope"],
         metrics=tuple(_metrics(metrics)) if metrics else (),
         protocol=message["proto"],
     )
@@ -139,10 +138,11 @@ def _hop(message: Message, interface: str, weight: int) -> Hop:
     )
 
 
-def _metrics(message: Message) -> Iterable[tuple[int, int]]:
-    numbers = {name: number for number, (name, _) in enumerate(type(message).nla_map)}
+def _metrics(message: Message) -> Iterable[tuple[str, int]]:
     return sorted(
-        (numbers[name], value) for name, value in message["attrs"] if isinstance(value, int)
+        (name.removeprefix("RTAX_").lower(), value)
+        for name, value in message["attrs"]
+        if isinstance(value, int)
     )
 
 
@@ -184,12 +184,12 @@ def route_fields(route: Route) -> dict[str, Any]:
         "priority": route.metric,
         "type": route.kind,
         "proto": route.protocol,
-        "scope": _SCOPE_LINK if route.version != IPV6 and route.on_link else _SCOPE_UNIVERSE,
+        "scope": route.scope,
     }
     if route.source is not None:
         fields["prefsrc"] = str(route.source)
     if route.metrics:
-        fields["metrics"] = {"attrs": [list(metric) for metric in route.metrics]}
+        fields["metrics"] = dict(route.metrics)
     hops = [_hop_fields(route, hop) for hop in route.hops]
     return fields | (hops[0] if len(hops) == 1 else {"multipath": hops} if hops else {})
 

@@ -17,6 +17,8 @@ from egress_proxy.init.state import (
     MAIN_TABLE,
     REPLY_TABLE,
     ROUTER_ADVERTISEMENT,
+    SCOPE_LINK,
+    SCOPE_UNIVERSE,
     STATIC,
     Hop,
     Route,
@@ -54,6 +56,7 @@ class _Family:
         self.main = state.table(MAIN_TABLE, source.version)
         self.reply = state.table(REPLY_TABLE, source.version)
         self.metric = _IPV6_METRIC if source.version == IPV6 else 0
+        self.link_scope = SCOPE_UNIVERSE if source.version == IPV6 else SCOPE_LINK
 
     def steps(self) -> Iterator[Step]:
         yield from self._reply_steps()
@@ -111,7 +114,9 @@ class _Family:
             if not any(_within(prefix, other) for other in self.connected):
                 wanted.append(prefix)
         nearest = longest_match([*self._others(), *self.connected, *wanted], self.source.gateway)
-        known = nearest is not None and nearest.over(self.egress.name)
+        known = nearest is not None and (
+            nearest.over(self.egress.name) and nearest.scope == self.link_scope
+        )
         if not (known or _local(self.source.gateway)):
             wanted.append(self._link_route(self.source.gateway, self.source.gateway.max_prefixlen))
         return tuple(wanted)
@@ -141,6 +146,7 @@ class _Family:
             hops=(Hop(self.egress.name),),
             metric=self.metric,
             source=self.source.address,
+            scope=self.link_scope,
         )
 
     @cached_property
@@ -154,19 +160,18 @@ class _Family:
             if before is None or (now is not None and self._pod_part(now) is not None):
                 continue
             # A gateway is its own next hop: that is, on the link.
-            hops = (
+            hops = tuple(
                 replace(hop, gateway=None, onlink=False) if hop.gateway == target else hop
                 for hop in before.hops
             )
-            found.append(
-                replace(
-                    before,
-                    destination=host(target),
-                    hops=tuple(hops),
-                    metric=self.metric,
-                    protocol=STATIC,
-                )
+            kept = replace(
+                before,
+                destination=host(target),
+                hops=hops,
+                metric=self.metric,
+                protocol=STATIC,
             )
+            found.append(replace(kept, scope=self.link_scope) if kept.on_link else kept)
         return tuple(found)
 
     def _pod_targets(self) -> Iterator[Address]:

@@ -22,6 +22,9 @@ IPV6 = 6
 MAIN_TABLE = 254
 # The pod network as it was before init. Any number that ip-route(8) gives no name would do.
 REPLY_TABLE = 1091
+# linux/rtnetlink.h, RT_SCOPE_*: beyond a gateway, and on the link.
+SCOPE_UNIVERSE = 0
+SCOPE_LINK = 253
 # linux/rtnetlink.h, RTPROT_*: who made a route.
 STATIC = 4
 ROUTER_ADVERTISEMENT = 9
@@ -109,8 +112,9 @@ class Hop:
 class Route:
     """A route of one table.
 
-    `metrics` are the kernel's RTAX numbers with their values, such as a path's MTU. `protocol`
-    tells who made the route and is no part of what it does.
+    `scope` is IPv4's: the kernel takes a gateway only where a route of scope link leads to it.
+    `metrics` are what the route says of the path, by the names of ip-route(8), such as its MTU.
+    `protocol` tells who made the route and is no part of what it does.
     """
 
     destination: Network
@@ -119,7 +123,8 @@ class Route:
     metric: int = 0
     source: Address | None = None
     kind: str = "unicast"
-    metrics: tuple[tuple[int, int], ...] = ()
+    scope: int = SCOPE_UNIVERSE
+    metrics: tuple[tuple[str, int], ...] = ()
     protocol: int = field(default=STATIC, compare=False)
 
     @property
@@ -149,11 +154,14 @@ class Route:
             words.append(str(self.hops[0]))
         if self.table != MAIN_TABLE:
             words.append(f"table {self.table}")
+        if self.scope == SCOPE_UNIVERSE and self.version == IPV4 and self.on_link:
+            # ip(8) would take it for a route of scope link.
+            words.append("scope global")
         if self.source is not None:
             words.append(f"src {self.source}")
         if self.metric:
             words.append(f"metric {self.metric}")
-        words.extend(f"{_RTAX.get(number, number)} {value}" for number, value in self.metrics)
+        words.extend(f"{name} {value}" for name, value in self.metrics)
         if len(self.hops) > 1:
             words.extend(f"nexthop {hop} weight {hop.weight}" for hop in self.hops)
         return " ".join(words)
@@ -223,7 +231,3 @@ def host(address: Address) -> Network:
 def _network(network: Network) -> str:
     alone = network.prefixlen == network.max_prefixlen
     return str(network.network_address if alone else network)
-
-
-# linux/rtnetlink.h, RTAX_*: those that a CNI sets, by their names in ip-route(8).
-_RTAX = {2: "mtu", 3: "window", 4: "rtt", 8: "advmss", 10: "hoplimit", 11: "initcwnd"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.state import MAIN_TABLE
-from tests.support.lab import EGRESS_PROXY, GATEWAY, RESERVED
+from tests.support.lab import EGRESS_PROXY, GATEWAY, OUTSIDE, POD, RESERVED
 from tests.support.namespaces import Container
 
 if TYPE_CHECKING:
@@ -105,3 +105,44 @@ def snapshot(namespace: Namespace) -> tuple[object, ...]:
 
 def default_routes(namespace: Namespace, version: int) -> list[str]:
     return [str(route) for route in observe(namespace).table(MAIN_TABLE, version) if route.default]
+
+
+def routes(namespace: Namespace) -> set[str]:
+    return {str(route) for route in observe(namespace).routes}
+
+
+def assert_works(lab: Lab, env: dict[str, str]) -> None:
+    """The outside sees the reserved address, every client gets replies, and init has finished."""
+    version6 = ":" in env["EGRESS_SOURCE"]
+    for outside, reserved in ((OUTSIDE.v4, RESERVED.v4), (OUTSIDE.v6, RESERVED.v6)):
+        if ":" in outside and not version6:
+            continue
+        with (
+            lab.outside.listen(outside, 80) as listener,
+            lab.pod.connect(outside, 80),
+            listener.accept()[0] as accepted,
+        ):
+            assert accepted.getpeername()[0] == reserved
+    for pod in (POD.v4, POD.v6) if version6 else (POD.v4,):
+        for client in (lab.client, lab.node):
+            with (
+                lab.pod.listen(pod, 80) as listener,
+                client.connect(pod, 80) as connected,
+                listener.accept()[0] as accepted,
+            ):
+                accepted.sendall(b"hello")
+                assert connected.recv(5) == b"hello"
+    assert init(lab, env).expect_done()["steps"] == 0
+
+
+def settle(lab: Lab) -> None:
+    """Wait until the kernel is done with the link-local addresses that came with the link."""
+
+    def settled(state: State) -> bool | None:
+        return None if any(held.tentative for held in state.addresses) else True
+
+    def wait() -> bool | None:
+        with Netlink() as netlink:
+            return netlink.wait(settled, 10)
+
+    assert lab.pod.call(wait)

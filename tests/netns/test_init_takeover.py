@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import socket
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.init_lab import DUAL, NEEDED, V4, default_routes, init, snapshot
-from tests.support.lab import CLIENT, CLUSTER_DNS, GATEWAY, OUTSIDE, POD, RESERVED
+from tests.netns.init_lab import DUAL, NEEDED, V4, default_routes, init, settle, snapshot
+from tests.support.lab import CLIENT, CLUSTER_DNS, GATEWAY, NODE_TO_LAN, OUTSIDE, POD, RESERVED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.lab import Lab
+
+
+# linux/socket.h and linux/netlink.h
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+# linux/rtnetlink.h, RTNLGRP_*: links, and for both families addresses, routes, rules and sysctls.
+CHANGES = (1, 5, 7, 8, 9, 11, 19, 24, 25)
 
 
 @pytest.fixture
@@ -45,6 +53,22 @@ def test_a_client_on_another_subnet_gets_its_replies(lab: Lab) -> None:
         assert accepted.getpeername()[0] == CLIENT.v4
 
 
+def test_a_client_on_the_egress_lan_gets_its_replies_over_the_pod_network(lab: Lab) -> None:
+    """As through a node port that keeps the client's address: the node expects the replies."""
+    lab.gateway.netlink(
+        lambda ip: ip.route("add", dst=str(POD.interface4.network), gateway=NODE_TO_LAN.v4)
+    )
+    init(lab, V4).expect_done()
+    with (
+        lab.pod.listen(POD.v4, 80) as listener,
+        lab.gateway.connect(POD.v4, 80) as client,
+        listener.accept()[0] as accepted,
+    ):
+        accepted.sendall(b"hello")
+        assert client.recv(5) == b"hello"
+        assert accepted.getpeername()[0] == GATEWAY.v4
+
+
 @pytest.mark.parametrize("server", [CLUSTER_DNS.v4, CLUSTER_DNS.v6])
 def test_the_name_server_is_still_asked_over_the_pod_network(
     lab: Lab, resolv_conf: Path, server: str
@@ -63,11 +87,30 @@ def test_the_name_server_is_still_asked_over_the_pod_network(
         assert sender[0] in {POD.v4, POD.v6}
 
 
-def test_a_second_run_changes_nothing(lab: Lab) -> None:
-    init(lab, DUAL).expect_done()
-    before = snapshot(lab.pod)
-    assert init(lab, DUAL).expect_done()["steps"] == 0
+def test_a_second_run_changes_nothing(lab: Lab, resolv_conf: Path) -> None:
+    """Seen by a monitor, which a plan without steps would not be enough for."""
+    with lab.pod.open_socket(socket.AF_NETLINK, socket.SOCK_RAW) as monitor:
+        monitor.bind((0, 0))
+        for group in CHANGES:
+            monitor.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+        init(lab, DUAL, resolv_conf=resolv_conf).expect_done()
+        settle(lab)
+        assert drain(monitor) > 0
+        before = snapshot(lab.pod)
+        assert init(lab, DUAL, resolv_conf=resolv_conf).expect_done()["steps"] == 0
+        assert drain(monitor) == 0
     assert snapshot(lab.pod) == before
+
+
+def drain(monitor: socket.socket) -> int:
+    """How many messages a monitor has got so far."""
+    monitor.setblocking(False)
+    for number in count():
+        try:
+            monitor.recv(1 << 16)
+        except BlockingIOError:
+            return number
+    raise AssertionError
 
 
 def test_every_step_is_logged_for_debugging(lab: Lab) -> None:

@@ -10,6 +10,8 @@ from egress_proxy.init.settings import InitSettings, Source
 from egress_proxy.init.state import (
     IPV6,
     MAIN_TABLE,
+    SCOPE_LINK,
+    SCOPE_UNIVERSE,
     Held,
     Hop,
     Ipv6Sysctls,
@@ -80,7 +82,8 @@ def route(text: str, *, six: bool = False) -> Route:
         table=int(fields.get("table", MAIN_TABLE)),
         metric=int(fields.get("metric", 0)),
         source=ip_address(fields["src"]) if "src" in fields else None,
-        metrics=((2, int(fields["mtu"])),) if "mtu" in fields else (),
+        scope=_scope(text) if "." in words[0] else SCOPE_UNIVERSE,
+        metrics=(("mtu", int(fields["mtu"])),) if "mtu" in fields else (),
         protocol=int(fields.get("proto", 4)),
     )
 
@@ -88,6 +91,11 @@ def route(text: str, *, six: bool = False) -> Route:
 def _fields(text: str) -> dict[str, str]:
     words = text.replace("onlink", "onlink 1").split()
     return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _scope(text: str) -> int:
+    """What ip(8) makes of an IPv4 route."""
+    return SCOPE_UNIVERSE if "via" in text or "scope global" in text else SCOPE_LINK
 
 
 def _hop(fields: dict[str, str]) -> Hop:
@@ -159,6 +167,7 @@ def _connected(address: Held) -> Route:
         hops=(Hop(address.interface),),
         metric=256 if address.address.version == IPV6 else 0,
         source=None if address.address.version == IPV6 else address.address,
+        scope=SCOPE_UNIVERSE if address.address.version == IPV6 else SCOPE_LINK,
     )
 
 

@@ -105,6 +105,18 @@ def test_a_gateway_that_is_on_the_link_already_does_not_mean_that_init_is_done()
     ]
 
 
+def test_a_route_to_the_gateway_that_the_kernel_does_not_take_for_one() -> None:
+    """CNI plugins give their on-link routes the scope global."""
+    observed = state(
+        POD + "address 203.0.113.99/32 dev net1\n203.0.113.1 dev net1 scope global", ETH0, NET1
+    )
+    wanted = replace(settings("203.0.113.99", "203.0.113.1"), interface="net1")
+    assert commands(observed, wanted)[-2:] == [
+        "ip route replace 203.0.113.1 dev net1 src 203.0.113.99",
+        "ip route replace default via 203.0.113.1 dev net1 src 203.0.113.99",
+    ]
+
+
 def test_a_default_over_the_egress_interface_keeps_its_slot_and_gets_the_source() -> None:
     observed = state(
         """
