@@ -34,7 +34,7 @@ INIT_RULE = "init uses floors 0 to 2, and logs"
 
 # Third-party packages that only these modules know.
 OWNERS = {
-    "pyroute2": {"init.netlink", "init.messages"},
+    "pyroute2": {"init.netlink"},
     "aiodns": {"resolver"},
     "structlog": {"logs"},
     "uvloop": {"cli"},
