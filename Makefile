@@ -24,6 +24,10 @@ coverage: install ## what of the package the last test run has covered
 	$(BIN)/coverage combine --quiet --keep
 	$(BIN)/coverage report
 
+.PHONY: demo
+demo: install ## show the main job at work, in network namespaces of its own
+	@$(BIN)/python -m tests.support.demo
+
 .PHONY: style
 style: install ## check style
 	$(BIN)/ruff format --check .
@@ -63,3 +67,29 @@ base: ## make the base image anew from Debian packages, with their latest update
 .PHONY: lock
 lock: $(VENV)/image-tools ## pin the images' requirements anew (UPGRADE=1: to the latest)
 	$(BIN)/python images/lock.py $(if $(UPGRADE),--upgrade)
+
+# What is measured is what the images run: a distribution's own Python, where it is new enough.
+BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
+BENCH_VENV := .venv-bench
+ifdef QUICK
+BENCH := --rounds $(or $(ROUNDS),1) --seconds 1 --idle 2000 --out $(or $(OUT),build/bench)
+else
+BENCH := --rounds $(or $(ROUNDS),5) --out $(or $(OUT),docs/benchmarks)
+endif
+ifdef PEERS
+BENCH += --peers $(PEERS)
+endif
+
+$(BENCH_VENV)/installed: pyproject.toml
+	$(BENCH_PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.PHONY: bench
+bench: $(BENCH_VENV)/installed ## measure beside other proxies (QUICK=1: a minute; ROUNDS, PEERS, OUT)
+	$(BENCH_VENV)/bin/python -m bench $(BENCH)
+
+.PHONY: bench-syscalls
+bench-syscalls: $(BENCH_VENV)/installed ## count the system calls of one connection
+	$(BENCH_VENV)/bin/python -m bench --syscalls $(if $(PEERS),--peers $(PEERS))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from egress_proxy import variables
@@ -26,7 +26,7 @@ _REDIRECT_DESTINATION = "EGRESS_DESTINATION"
 
 _ENTRY = re.compile(r"([^/]*)(?:/([1-9][0-9]{0,2}))?", re.ASCII)
 # RFC 1122 section 3.2.1.3: hosts of "this network", never a host's address on the wire.
-_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+_THIS_NETWORK = IPv4Network("0.0.0.0/8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,11 @@ def _refuse_subnet_address(address: Address, length: int, entry: str) -> None:
     """
     if length >= address.max_prefixlen - 1:
         return
-    subnet = ipaddress.ip_network((address, length), strict=False)
+    subnet = ip_network((address, length), strict=False)
     cure = f"write a host's address in {subnet}"
     if address == subnet.network_address:
         raise RefusedError("the first address of its subnet, which no host has", cure, entry)
-    if address.version == 4 and address == subnet.broadcast_address:  # noqa: PLR2004 - IPv4
+    if isinstance(address, IPv4Address) and address == subnet.broadcast_address:
         raise RefusedError("the broadcast address of its subnet", cure, entry)
 
 
@@ -111,15 +111,16 @@ def _parse_gateways(text: str) -> tuple[Address, ...]:
 
 def _unusable(address: Address) -> str:
     """Why `address` can't be a host's on the wire, or nothing."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         return "an IPv4 address in IPv6 form"
     if address.is_loopback:
         return "a loopback address"
     if address.is_multicast:
         return "a multicast address"
-    if address.is_unspecified or (address.version == 4 and address in _THIS_NETWORK):  # noqa: PLR2004
+    if address.is_unspecified or address in _THIS_NETWORK:
         return "an unspecified address"
-    if address.version == 4 and address.is_reserved:  # noqa: PLR2004 - 240.0.0.0/4
+    # 240.0.0.0/4; in IPv6 "reserved" is most of the space, and no error.
+    if isinstance(address, IPv4Address) and address.is_reserved:
         return "a reserved address"
     return ""
 

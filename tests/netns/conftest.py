@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -23,15 +25,48 @@ except LabUnavailableError as error:
 
 @pytest.fixture(scope="session", autouse=True)
 def laboratory() -> None:
-    """Skip where the machine forbids namespaces, but never in continuous integration."""
-    if refusal and os.environ.get("CI") == "true":
-        pytest.fail(refusal)
     if refusal:
-        pytest.skip(refusal)
+        do_without(refusal)
+
+
+def do_without(reason: str) -> NoReturn:
+    """Skip what this machine can't do, but never in continuous integration."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def leaks() -> Iterator[None]:
+    """Fail a test that leaves a descriptor, a thread or a process behind."""
+
+    def held() -> tuple[set[Path], list[threading.Thread]]:
+        return {entry.readlink() for entry in _descriptors()}, threading.enumerate()
+
+    before = held()
+    yield
+    assert held() == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def _descriptors() -> Iterator[Path]:
+    """The open descriptors, without the one that lists them."""
+    return (entry for entry in Path("/proc/self/fd").iterdir() if entry.exists())
 
 
 @pytest.fixture
-def lab(laboratory: None) -> Iterator[Lab]:  # noqa: ARG001 - for its order
-    """A new topology, with a strict reverse-path filter."""
-    with Lab() as built:
+def rp_filter() -> int:
+    """Strict; a test that wants another one is parametrized with it."""
+    return 1
+
+
+@pytest.fixture
+def lab(rp_filter: int) -> Iterator[Lab]:
+    """A new topology."""
+    try:
+        built = Lab(rp_filter=rp_filter)
+    except LabUnavailableError as error:
+        do_without(str(error))
+    with built:
         yield built

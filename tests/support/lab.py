@@ -16,11 +16,15 @@ it vanishes with the process. All addresses are reserved for documentation (RFC 
 
 from __future__ import annotations
 
+import errno
 import sysconfig
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from pyroute2 import NetlinkError  # type: ignore[import-untyped]
+
+from tests.support.namespaces import LabUnavailableError
 from tests.support.network import IPV6, Host, Namespace
 
 if TYPE_CHECKING:
@@ -50,7 +54,8 @@ class Lab:
     """The topology of this module, ready for traffic; the pod's ``macvlan0`` is down and bare.
 
     `rp_filter` is the reverse-path filter of every namespace: 1 is strict (RFC 3704), which
-    distributions differ in and which drops what returns over another interface.
+    distributions differ in and which drops what returns over another interface. Raises
+    `LabUnavailableError` where the kernel lacks a kind of interface.
     """
 
     def __init__(self, *, rp_filter: int = 1) -> None:
@@ -69,9 +74,15 @@ class Lab:
             self.pod = namespace("pod")
             self.gateway = namespace("gateway")
             self.outside = namespace("outside")
-            self._build_cluster()
-            self._build_lan()
-            self._add_macvlan()
+            try:
+                self._build_cluster()
+                self._build_lan()
+                self._add_macvlan()
+            except NetlinkError as error:
+                if error.code != errno.EOPNOTSUPP:
+                    raise
+                reason = "this kernel has no veth or no macvlan; load the modules of these names"
+                raise LabUnavailableError(reason) from error
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:

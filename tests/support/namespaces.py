@@ -17,6 +17,7 @@ import getpass
 import json
 import os
 import signal
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,15 @@ CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
 _MS_REC = 0x4000
 _MS_PRIVATE = 0x40000
+
+_MOUNT_ATTR_RDONLY = 0x1
+
+# linux/fcntl.h
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+
+# asm-generic/unistd.h, the same for every architecture.
+_SYS_MOUNT_SETATTR = 442
 
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -50,11 +60,13 @@ class LabUnavailableError(Exception):
 class Container:
     """What a command has of its own, as a container would give it.
 
-    `resolv_conf` is the path of a file to be seen as /etc/resolv.conf. `capabilities` are all that
-    root keeps; None is every one. `uid` is a user and group without any capability; 0 is root.
+    `resolv_conf` is the path of a file to be seen as /etc/resolv.conf. `read_only` takes every
+    file system, /proc/sys among them. `capabilities` are all that root keeps; None is every one.
+    `uid` is a user and group without any capability; 0 is root.
     """
 
     resolv_conf: str | None = None
+    read_only: bool = False
     capabilities: tuple[str, ...] | None = None
     uid: int = 0
 
@@ -80,11 +92,14 @@ def become_root() -> None:
     # A user namespace can't be left again, so a child finds out whether it would be of any use.
     refusal = _refusal(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS)
     if refusal is not None:
-        raise LabUnavailableError(f"no network namespace for uid {os.getuid()}: {refusal}")
+        raise LabUnavailableError(
+            f"uid {os.getuid()} may not make network namespaces ({refusal}); run as root, or allow "
+            "user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, "
+            "kernel.apparmor_restrict_unprivileged_userns"
+        )
     # pytest names its temporary directory after the user: "root" would be the real root's.
     os.environ.setdefault("LOGNAME", getpass.getuser())
     _enter_user_namespace(uid=0)
-    unshare(CLONE_NEWNS)
 
 
 def _refusal(flags: int) -> str | None:
@@ -132,6 +147,14 @@ def _mount(source: str, target: str, flags: int) -> None:
     _check(result, f"mount {source} on {target}")
 
 
+def _make_read_only(target: str) -> None:
+    """Take away writing from all that is mounted at `target` and below (mount_setattr(2))."""
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+    arguments = (_AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, len(attributes))
+    # libc has no wrapper before glibc 2.36, and musl none at all.
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, *arguments), f"mount_setattr {target}")
+
+
 def _prctl(option: int, argument: int) -> None:
     words = (ctypes.c_ulong(word) for word in (argument, 0, 0, 0))
     _check(_libc.prctl(option, *words), f"prctl {option}")
@@ -154,10 +177,14 @@ def _drop_capabilities(*, keep: tuple[str, ...]) -> None:
 def _launch(network: int, container: Container, argv: list[str]) -> None:
     setns(network, CLONE_NEWNET)
     os.close(network)
-    if container.resolv_conf is not None:
+    if container.resolv_conf is not None or container.read_only:
         unshare(CLONE_NEWNS)
+        # Where systemd shares mounts, the next one would show up in the machine's own /etc.
         _mount("none", "/", _MS_REC | _MS_PRIVATE)
+    if container.resolv_conf is not None:
         _mount(container.resolv_conf, "/etc/resolv.conf", _MS_BIND)
+    if container.read_only:
+        _make_read_only("/")
     if container.capabilities is not None:
         _drop_capabilities(keep=container.capabilities)
     if container.uid != 0:

@@ -17,11 +17,14 @@ from tests.support.namespaces import CLONE_NEWNET, PRIVILEGED, Container, setns,
 from tests.support.processes import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
 IPV6 = Path("/proc/sys/net/ipv6").is_dir()
+
+# What lets a run of coverage.py see the commands too; empty otherwise.
+COVERAGE = {key: value for key, value in os.environ.items() if key.startswith("COVERAGE_")}
 
 # linux/if_addr.h: an address that needs no duplicate-address detection, so that it works at once.
 _IFA_F_NODAD = 0x02
@@ -88,10 +91,15 @@ class Namespace:
         """A socket of this namespace, for use from any thread."""
         return self.call(lambda: socket.socket(family, kind))
 
+    def bind(self, address: str, port: int) -> socket.socket:
+        """A UDP socket on `address` and `port`."""
+        bound = self.open_socket(_family(address), socket.SOCK_DGRAM)
+        bound.bind((address, port))
+        return bound
+
     def listen(self, address: str, port: int) -> socket.socket:
         """A TCP socket that listens on `address` and `port`; port 0 is any free one."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return self.call(lambda: socket.create_server((address, port), family=family))
+        return self.call(lambda: socket.create_server((address, port), family=_family(address)))
 
     def connect(self, address: str, port: int, *, timeout_s: float = 10) -> socket.socket:
         """A TCP connection from this namespace; `timeout_s` is also that of its later calls."""
@@ -101,24 +109,22 @@ class Namespace:
         """Set ``net.<key>``, such as ``ipv4/ip_forward``."""
         self.call(lambda: Path("/proc/sys/net", key).write_text(str(value)))
 
-    def start(
-        self, *argv: str, env: Mapping[str, str], container: Container = PRIVILEGED
-    ) -> Process:
+    def start(self, *argv: str, env: dict[str, str], container: Container = PRIVILEGED) -> Process:
         """Start a command inside with exactly the environment `env`."""
         launcher = container.launcher(self.descriptor, *argv)
-        return Process(launcher, env=env, descriptors=(self.descriptor,))
+        return Process(launcher, env=_observed(env, container), descriptors=(self.descriptor,))
 
     def run(
         self,
         *argv: str,
-        env: Mapping[str, str],
+        env: dict[str, str],
         container: Container = PRIVILEGED,
         timeout_s: float = 30,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end; its output is text."""
         return subprocess.run(
             container.launcher(self.descriptor, *argv),
-            env=env,
+            env=_observed(env, container),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             pass_fds=(self.descriptor,),
@@ -161,6 +167,15 @@ class Namespace:
                 ip.route("add", dst=str(target.network), gateway=str(hop.ip))
 
         self.netlink(ask)
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _observed(env: dict[str, str], container: Container) -> dict[str, str]:
+    """`env`, and what makes a command report its coverage if it can write a file."""
+    return env if container.read_only else COVERAGE | env
 
 
 def _make_network() -> int:

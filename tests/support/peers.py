@@ -30,7 +30,7 @@ class Peer:
     async def send(self, octets: bytes) -> None:
         await self._loop.sock_sendall(self.sock, octets)
 
-    def send_what_fits(self, octets: bytes) -> int:
+    def send_what_fits(self, octets: bytes | memoryview) -> int:
         """Send without waiting; the number of octets that the kernel took."""
         try:
             return self.sock.send(octets)

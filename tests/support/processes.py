@@ -98,9 +98,13 @@ class Process:
         self._reader.join()
         return status
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self._popen.terminate()
+
     def stop(self, *, timeout_s: float = 10) -> int:
         """SIGTERM, then the exit status."""
-        self._popen.terminate()
+        self.terminate()
         return self.wait(timeout_s=timeout_s)
 
     def _read(self, stdout: IO[str]) -> None:

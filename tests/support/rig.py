@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from egress_proxy.admission import Admission
-from egress_proxy.connector import Connector
+from egress_proxy.connector import Connector, Endpoint
 from egress_proxy.destinations import Destination
 from egress_proxy.forwarder import Connection, Forwarder, Plant, Rules
 from egress_proxy.pipes import PipePool
@@ -16,7 +17,7 @@ from egress_proxy.reactor import Reactor
 from egress_proxy.records import ConnectionClosed, Reason, Record
 from egress_proxy.splice import Engine, Relay
 from egress_proxy.wheel import Wheel
-from tests.support.peers import Listener, Peer
+from tests.support.peers import BUFFER, Listener, Peer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -30,6 +31,20 @@ RULES = Rules(
 )
 # Timeouts are tested with a wheel that turns quickly, not by waiting.
 TICK_S = 0.02
+
+
+class SmallConnector(Connector):
+    """Sockets whose kernel buffers a test can fill."""
+
+    def open(self, endpoint: Endpoint) -> socket.SocketType:
+        sock = super().open(endpoint)
+        shrink(sock)
+        return sock
+
+
+def shrink(sock: socket.SocketType) -> None:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
 
 
 class Recorder:
@@ -76,16 +91,18 @@ class Rig:
             engine=Engine(loop, self.reactor, self.pipes),
             wheel=self.wheel,
             admission=self.admission,
-            connector=Connector(self.reactor, {}),
+            connector=SmallConnector(self.reactor, {}),
             observer=self.recorder,
         )
         host = ipaddress.ip_address(address)
         self.forwarder = Forwarder(
             plant,
-            replace(RULES, **rules),  # type: ignore[arg-type] - tests change durations only
+            replace(RULES, **cast("dict[str, Any]", rules)),
             Destination(port=0, host=host, remote_port=self.listener.address[1], line=1),
         )
         self.forwarder.bind(host)
+        for sock in self.forwarder._listeners:
+            shrink(sock)
         self.forwarder.use((host,))
         self.address = self.forwarder.socket_addresses[0]
         self._peers: list[Peer] = []

@@ -1,0 +1,99 @@
+"""``python -m bench``: measure this project beside HAProxy, nginx and plain forwarding."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench import servers, tools
+from bench.daemons import BenchError
+from bench.descriptors import capacity, raise_descriptor_limit
+from bench.figures import OutputError
+from bench.machine import describe
+from bench.peers import PEERS
+from bench.report import Run, syscalls_table, write
+from bench.rounds import Bench
+from bench.syscalls import count_all
+from bench.topology import Topology
+from tests.support.namespaces import become_root
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    # The ordinary way out closes everything.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        tools.install_missing()
+        become_root()
+        raise_descriptor_limit()
+        _run(options)
+    except (BenchError, OutputError) as error:
+        print("\n".join([str(error), *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise BenchError("two cores are needed: one for the proxy, one for everything else")
+    # The first core has the machine's interrupts more often than not.
+    load_core, proxy_core = cores[0], cores[-1]
+    os.sched_setaffinity(0, {load_core})
+    facts = describe(proxy_core, load_core)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        topology = stack.enter_context(Topology())
+        bench = Bench(
+            topology=topology,
+            directory=directory,
+            servers=stack.enter_context(servers.running(topology, load_core, directory)),
+            proxy_core=proxy_core,
+            load_core=load_core,
+            seconds=options.seconds,
+            # Some room for the requests beside the idle ones.
+            idle=min(options.idle, capacity() - 200),
+            wanted=frozenset(options.peers),
+            report=lambda line: print(line, flush=True),
+        )
+        rounds = 0 if options.syscalls else options.rounds
+        samples = [sample for number in range(rounds) for sample in bench.run_round(number)]
+        syscalls = count_all(topology, proxy_core, directory, bench.wanted)
+    run = Run(
+        facts=facts,
+        samples=samples,
+        syscalls=syscalls,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        idle=bench.idle,
+        cores=len(cores),
+        duration_s=time.monotonic() - started,
+    )
+    if options.syscalls:
+        print(syscalls_table(syscalls))
+    else:
+        write(run, options.out)
+        print(f"written to {options.out}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=3, help="length of one measurement")
+    parser.add_argument("--idle", type=int, default=10_000, help="idle connections")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--syscalls", action="store_true", help="count system calls, no more")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

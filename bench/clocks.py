@@ -1,0 +1,107 @@
+"""Who used how much CPU between two moments.
+
+A process's time is the kernel's own sum in nanoseconds, with what the network stack did in its
+name: on a veth, the sender's core carries a segment all the way into the receiver's socket. The
+machine's time is what its cores were not idle, so it also has what no process is charged for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_STAT = Path("/proc/stat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Seconds: at a moment since some origin, or between two moments."""
+
+    wall: float
+    proxy: float
+    # Servers and load generators.
+    load: float
+    # Kernel threads that take packet processing over from a busy core.
+    network: float
+    idle: float
+    steal: float
+
+    def __sub__(self, earlier: Times) -> Times:
+        return Times(
+            wall=self.wall - earlier.wall,
+            proxy=self.proxy - earlier.proxy,
+            load=self.load - earlier.load,
+            network=self.network - earlier.network,
+            idle=self.idle - earlier.idle,
+            steal=self.steal - earlier.steal,
+        )
+
+    def busy(self, cores: int) -> float:
+        """CPU seconds that the whole machine spent."""
+        return max(cores * self.wall - self.idle - self.steal, 0.0)
+
+    def foreign(self, cores: int) -> float:
+        """CPU seconds of `busy` that nobody in the benchmark accounts for."""
+        return max(self.busy(cores) - self.proxy - self.load - self.network, 0.0)
+
+
+class Clocks:
+    """Reads `Times` of the proxies and servers with these process identifiers.
+
+    The load includes this process and those it has waited for: the generators.
+    """
+
+    def __init__(self, proxies: Sequence[int], servers: Sequence[int]) -> None:
+        self._proxies = proxies
+        self._servers = servers
+        self._network = _kernel_threads("ksoftirqd/")
+
+    def read(self) -> Times:
+        idle, steal = parse_stat(_STAT.read_text())
+        return Times(
+            wall=time.monotonic(),
+            proxy=sum(map(process_seconds, self._proxies)),
+            load=sum(map(process_seconds, self._servers)) + _own_seconds(),
+            network=sum(map(process_seconds, self._network)),
+            idle=idle,
+            steal=steal,
+        )
+
+
+def process_seconds(pid: int) -> float:
+    """CPU seconds of all threads of `pid`, to the nanosecond."""
+    # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) in linux/posix-timers.h, as clock_getcpuclockid(3).
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def resident_octets(pid: int) -> int:
+    """VmRSS of `pid`."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def parse_stat(text: str) -> tuple[float, float]:
+    """Seconds of idleness (with iowait) and of steal, of all cores, in /proc/stat (proc(5))."""
+    fields = [int(field) for field in text.split("\n", 1)[0].split()[1:]]
+    return (fields[3] + fields[4]) / _TICKS_PER_S, fields[7] / _TICKS_PER_S
+
+
+def _own_seconds() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _kernel_threads(prefix: str) -> list[int]:
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/comm")
+        if path.read_text().startswith(prefix)
+    ]

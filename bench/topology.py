@@ -1,0 +1,74 @@
+"""Three network namespaces: whoever loads the proxy, the pod, and the remote servers.
+
+::
+
+    client ──── pod ──── remote
+        cluster     egress
+
+Two veth pairs and nothing else, so that what is measured is the pod and not a laboratory around
+it. The pod also forwards IP packets, and each end has a route to the other: a connection straight
+to the remote shows what the same pod does without any proxy. All addresses are reserved for
+documentation (RFC 5737, RFC 3849).
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from tests.support.network import Host, Namespace
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+CLIENT = Host.of("198.51.100.10/24", "2001:db8:0:1::10/64")
+POD = Host.of("198.51.100.1/24", "2001:db8:0:1::1/64")
+# What EGRESS_SOURCE would reserve: every proxy connects from here.
+RESERVED = Host.of("203.0.113.99/24", "2001:db8:0:3::99/64")
+REMOTE = Host.of("203.0.113.130/24", "2001:db8:0:3::130/64")
+EGRESS_INTERFACE = "egress0"
+
+_SYSCTLS = {
+    # A new connection per request takes tens of thousands of ports within a minute.
+    "ipv4/ip_local_port_range": "1024 65535",
+    "ipv4/tcp_tw_reuse": "1",
+    "ipv4/ip_forward": "1",
+}
+
+
+class Topology:
+    """The namespaces of this module, which vanish with the process."""
+
+    def __init__(self) -> None:
+        with ExitStack() as stack:
+            self.client, self.pod, self.remote = (
+                self._namespace(stack, name) for name in ("client", "pod", "remote")
+            )
+            self.client.join("eth0", self.pod, "eth0")
+            self.pod.join(EGRESS_INTERFACE, self.remote, "eth0")
+            self.client.configure("eth0", CLIENT)
+            self.pod.configure("eth0", POD)
+            self.pod.configure(EGRESS_INTERFACE, RESERVED)
+            self.remote.configure("eth0", REMOTE)
+            self.client.route(REMOTE, POD)
+            self.remote.route(CLIENT, RESERVED)
+            self._stack = stack.pop_all()
+
+    @staticmethod
+    def _namespace(stack: ExitStack, name: str) -> Namespace:
+        made = Namespace(name)
+        stack.callback(made.close)
+        for key, value in _SYSCTLS.items():
+            made.sysctl(key, value)
+        return made
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()

@@ -1,0 +1,15 @@
+-- After a run, print one JSON line with everything the benchmark needs from wrk.
+-- No request or response hook: they would slow the generator down.
+function done(summary, latency)
+   local pairs_ = {}
+   for i = 1, #latency do
+      local value, count = latency(i)
+      pairs_[i] = string.format("[%d,%d]", value, count)
+   end
+   local errors = {}
+   for _, kind in ipairs({"connect", "read", "write", "status", "timeout"}) do
+      errors[#errors + 1] = string.format('"%s":%d', kind, summary.errors[kind])
+   end
+   print(string.format('{"requests":%d,"errors":{%s},"latency_us":[%s]}',
+      summary.requests, table.concat(errors, ","), table.concat(pairs_, ",")))
+end

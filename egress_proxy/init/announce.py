@@ -1,0 +1,187 @@
+"""Ask the LAN who has an address, and tell it that we have it; over packet sockets (packet(7)).
+
+Raw frames rather than the kernel's own neighbour code, because a probe has no source address, an
+announcement answers nobody, and neither may depend on the routes that are just being changed.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Self
+
+from egress_proxy.init.frames import (
+    ETH_P_ARP,
+    ETH_P_IPV6,
+    announcements,
+    hear,
+    probe,
+    question,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from egress_proxy.init.frames import Frame, Heard
+    from egress_proxy.init.settings import Source
+    from egress_proxy.variables import Address
+
+# RFC 5227 section 1.1, PROBE_NUM.
+_PROBES = 3
+# Three, because each may be lost (RFC 4861 section 10, MAX_NEIGHBOR_ADVERTISEMENT).
+_ANNOUNCEMENTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How long init asks and tells.
+
+    RFC 5227 section 1.1 has one or two seconds between probes, and waits two more. A pod's start
+    can't wait for seven, and a LAN answers within milliseconds. Announcements last for about a
+    second, because a switch port that has just come up may drop the first. A gateway has
+    `patience_s` after the last question.
+    """
+
+    probe_interval_s: float = 0.2
+    announcement_interval_s: float = 0.35
+    patience_s: float = 0.4
+
+
+DEFAULT_PACE = Pace()
+
+# A packet that says anything about addresses is far shorter.
+_LONGEST = 2048
+
+
+class Wire:
+    """The LAN that `interface` is on, as the sender and hearer of frames about addresses.
+
+    It hears from the moment it is made. Raises OSError: without NET_RAW, or when the link goes.
+    """
+
+    def __init__(self, interface: str, mac: bytes) -> None:
+        self.mac = mac
+        self._interface = interface
+        with ExitStack() as stack:
+            self._sockets = {
+                ethertype: stack.enter_context(self._open(ethertype))
+                for ethertype in (ETH_P_ARP, ETH_P_IPV6)
+            }
+            self._stack = stack.pop_all()
+
+    def _open(self, ethertype: int) -> socket.socket:
+        # Protocol 0 hears nothing until it is bound: without it, every interface would be heard.
+        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        try:
+            opened.bind((self._interface, ethertype))
+        except OSError:
+            opened.close()
+            raise
+        opened.settimeout(0)
+        return opened
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def converse(
+        self,
+        rounds: Iterable[Iterable[Frame]],
+        interval_s: float,
+        patience_s: float,
+        enough: Callable[[], bool],
+    ) -> Iterator[Heard]:
+        """Send a round of frames each `interval_s`, and yield what others say meanwhile.
+
+        Ends `patience_s` after the last round, or as soon as all are sent and it is `enough`.
+        """
+        for number, frames in enumerate(rounds):
+            if number > 0:
+                yield from self._listen(interval_s, _never)
+            for frame in frames:
+                self._send(frame)
+        yield from self._listen(patience_s, enough)
+
+    def pending(self) -> Iterator[Heard]:
+        """What was heard and not read yet."""
+        return self._listen(0, _never)
+
+    def _send(self, frame: Frame) -> None:
+        destination = (self._interface, frame.ethertype, 0, 0, frame.destination)
+        self._sockets[frame.ethertype].sendto(frame.payload, destination)
+
+    def _listen(self, duration_s: float, enough: Callable[[], bool]) -> Iterator[Heard]:
+        deadline = time.monotonic() + duration_s
+        while not enough():
+            left_s = max(deadline - time.monotonic(), 0)
+            ready, _, _ = select.select(self._sockets.values(), (), (), left_s)
+            for readable in ready:
+                payload, (_, ethertype, _, _, sender) = readable.recvfrom(_LONGEST)
+                heard = hear(ethertype, sender, payload)
+                if heard is not None and heard.mac != self.mac:
+                    yield heard
+            if not ready and left_s == 0:
+                return
+
+
+def _never() -> bool:
+    return False
+
+
+def other_owner(heard: Iterable[Heard], addresses: Iterable[Address]) -> tuple[Address, str] | None:
+    """One of `addresses` that another host has or is about to take, and its Ethernet address.
+
+    RFC 5227 section 2.1.1: two hosts that probe for one address at a time both have a conflict.
+    """
+    wanted = frozenset(addresses)
+    for one in heard:
+        for claimed in (one.has, one.probes):
+            if claimed is not None and claimed in wanted:
+                return claimed, one.mac.hex(":")
+    return None
+
+
+def detect(wire: Wire, addresses: Iterable[Address], pace: Pace) -> tuple[Address, str] | None:
+    """Probe for the IPv4 ones of `addresses` (RFC 5227), and hear of any: see `other_owner`.
+
+    Takes three intervals, or less when there is another owner, or none when there is no IPv4.
+    """
+    wanted = tuple(addresses)
+    frames = [probe(wire.mac, address) for address in wanted if isinstance(address, IPv4Address)]
+    if not frames:
+        return other_owner(wire.pending(), wanted)
+    interval_s = pace.probe_interval_s
+    conversation = wire.converse([frames] * _PROBES, interval_s, interval_s, _never)
+    return other_owner(conversation, wanted)
+
+
+def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source, ...]:
+    """Announce each source three times, and return those whose gateway has not answered."""
+    silent = {source.gateway: source for source in sources}
+    every = tuple(silent.values())
+
+    def rounds() -> Iterator[list[Frame]]:
+        for _ in range(_ANNOUNCEMENTS):
+            told = [f for source in every for f in announcements(wire.mac, source.address)]
+            asked = [question(wire.mac, s.address, s.gateway) for s in silent.values()]
+            yield told + asked
+
+    conversation = wire.converse(
+        rounds(), pace.announcement_interval_s, pace.patience_s, lambda: not silent
+    )
+    for heard in conversation:
+        if heard.has is not None:
+            silent.pop(heard.has, None)
+    return tuple(silent.values())

@@ -1,0 +1,117 @@
+"""From what is observed to what is to be changed; pure, and empty once everything is in place.
+
+The result is the same whatever an interrupted run has left behind, because nothing is remembered
+but in the kernel: the pod network as it was is what the main table still has of it, and what the
+reply table has already. So the reply table is filled before the main table loses anything, and the
+default route over the egress interface is there before another one goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from egress_proxy.init.forwarding import forwarding_steps
+from egress_proxy.init.routes import route_steps
+from egress_proxy.init.state import IPV4, IPV6, RETRANS_TIME_MS, Held
+from egress_proxy.init.steps import DropAddress, PutAddress, SetLink, SetSysctl, Step, sysctl_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egress_proxy.init.settings import InitSettings
+    from egress_proxy.init.state import Link, State
+
+
+# The kernel waits as long for an answer when it looks for duplicates, after a delay of up to 1 s; a
+# LAN answers within a few milliseconds. Unusual enough to know it from what somebody else has set,
+# and a whole number of ticks at any CONFIG_HZ (100, 250, 300, 1000).
+_HASTE_MS = 220
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The steps in the order in which they are taken.
+
+    `link` makes the interface carry frames. `ipv6_addresses` start the kernel's own detection of
+    duplicates, `ipv4_addresses` must wait for ours, and `routes` come once the addresses hold.
+    """
+
+    link: tuple[Step, ...]
+    ipv6_addresses: tuple[Step, ...]
+    ipv4_addresses: tuple[Step, ...]
+    routes: tuple[Step, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.link + self.ipv6_addresses + self.ipv4_addresses + self.routes
+
+
+def make_plan(state: State, settings: InitSettings, *, forwarding: bool = False) -> Plan:
+    """What leads from `state` to `settings`.
+
+    `forwarding` prepares the pod for a data path in the kernel; nothing asks for it yet. KeyError
+    when the egress interface is not there.
+    """
+    link = state.link(settings.interface)
+    if link is None:
+        raise KeyError(settings.interface)
+    ipv6_addresses = tuple(_address_steps(state, settings, IPV6))
+    haste, ease = _haste_steps(link, needed=bool(ipv6_addresses))
+    routes = (step for source in settings.sources for step in route_steps(state, link, source))
+    return Plan(
+        link=tuple(_link_steps(state, link, settings)),
+        ipv6_addresses=haste + ipv6_addresses,
+        ipv4_addresses=tuple(_address_steps(state, settings, IPV4)),
+        routes=(*ease, *routes, *(forwarding_steps(state, settings) if forwarding else ())),
+    )
+
+
+def _link_steps(state: State, egress: Link, settings: InitSettings) -> Iterator[Step]:
+    if state.sysctls_writable:
+        ipv6_wanted = any(source.version == IPV6 for source in settings.sources)
+        for link in state.links:
+            if link.ipv6 is None:
+                continue
+            if link == egress:
+                # An advertisement would add addresses and a default route that nobody reserved.
+                yield from _off(link, "accept_ra", link.ipv6.accept_ra)
+                if ipv6_wanted:
+                    yield from _off(link, "disable_ipv6", link.ipv6.disable_ipv6)
+            elif ipv6_wanted and not link.loopback:
+                # The pod network may need advertisements for its addresses, but not for this.
+                yield from _off(link, "accept_ra_defrtr", link.ipv6.accept_ra_defrtr)
+    if not egress.up:
+        yield Step(SetLink(egress.name, up=True), SetLink(egress.name, up=False))
+
+
+def _off(link: Link, name: str, before: int) -> tuple[Step, ...]:
+    return sysctl_steps("ipv6/conf", link.name, name, before=before, wanted=0)
+
+
+def _haste_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """Make the kernel's detection quick, and everything as it was once it is over.
+
+    Each part is left out where it is done; so is the second one of an interrupted run.
+    """
+    before = RETRANS_TIME_MS if link.ipv6 is None else link.ipv6.retrans_time_ms
+    usual = RETRANS_TIME_MS if before == _HASTE_MS else before
+    quick = SetSysctl("ipv6/neigh", link.name, "retrans_time_ms", _HASTE_MS)
+    slow = replace(quick, value=usual)
+    haste = (Step(quick, slow),) if needed and before != _HASTE_MS else ()
+    ease = (Step(slow, quick),) if needed or before == _HASTE_MS else ()
+    return haste, ease
+
+
+def _address_steps(state: State, settings: InitSettings, version: int) -> Iterator[Step]:
+    """Take the address; one that is there already keeps the prefix length that it came with."""
+    for source in settings.sources:
+        held = state.held(source.address)
+        if source.version != version or (held is not None and not held.duplicate):
+            continue
+        if held is not None:
+            # The kernel never tries again by itself, and the other owner may have gone.
+            yield Step(DropAddress(held), PutAddress(held))
+        length = source.address.max_prefixlen if source.length is None else source.length
+        wanted = Held(interface=settings.interface, address=source.address, length=length)
+        yield Step(PutAddress(wanted), DropAddress(wanted))

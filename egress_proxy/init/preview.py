@@ -1,0 +1,64 @@
+"""What init would do, for people and for machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from egress_proxy.errors import Problem
+    from egress_proxy.init.settings import InitSettings
+    from egress_proxy.init.state import Link, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What is observed, what would be changed, and what is to be said about it.
+
+    `steps` are commands of ip(8) and sysctl(8); there are none when everything is in place, or when
+    the egress interface is missing. `problems` stand in the way; `warnings` do not.
+    """
+
+    settings: InitSettings
+    state: State
+    steps: tuple[str, ...]
+    problems: tuple[Problem, ...]
+    warnings: tuple[Problem, ...]
+
+    def to_builtins(self) -> dict[str, Any]:
+        """The fields as JSON has them; addresses and networks are text."""
+        built: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return built
+
+    def __str__(self) -> str:
+        """Several lines, without a line end at the last."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        settings, state = self.settings, self.state
+        for source in settings.sources:
+            yield f"init: {source} on {settings.interface}, over {source.gateway}"
+        yield from _section("interfaces", map(_link, state.links))
+        yield from _section(
+            "addresses", (held for held in state.addresses if not held.address.is_loopback)
+        )
+        yield from _section("routes", state.routes)
+        yield from _section("rules to the reply table", state.rules)
+        yield from _section("name servers", state.name_servers)
+        yield from _section("steps", self.steps)
+        yield from _section("warnings", self.warnings)
+        yield from _section("in the way", self.problems)
+
+
+def _section(title: str, entries: Iterable[object]) -> Iterator[str]:
+    yield f"{title}:"
+    yield from [f"  {entry}" for entry in entries] or ["  none"]
+
+
+def _link(link: Link) -> str:
+    condition = "down" if not link.up else "up" if link.carrier else "up, no carrier"
+    return f"{link.name}: {condition}"

@@ -1,0 +1,234 @@
+"""The routes and rules of one family: where replies go, what stays reachable, the way out.
+
+The pod network as it was before init is copied to the reply table, and whatever speaks with one of
+the pod's own addresses is routed by it. So replies go back the way they came, with no knowledge of
+the cluster's ranges, and the reverse-path filter (RFC 3704) finds every packet where it expects it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from ipaddress import IPv6Address, ip_network
+from typing import TYPE_CHECKING
+
+from egress_proxy.init.state import (
+    IPV6,
+    MAIN_TABLE,
+    REPLY_TABLE,
+    ROUTER_ADVERTISEMENT,
+    STATIC,
+    Hop,
+    Route,
+    Rule,
+    host,
+    longest_match,
+)
+from egress_proxy.init.steps import DropRoute, DropRule, PutRoute, PutRule, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from egress_proxy.init.settings import Source
+    from egress_proxy.init.state import Link, State
+    from egress_proxy.variables import Address, Network
+
+# After the local table's rule (0) and before the main table's (32766), ip-rule(8).
+RULE_PRIORITY = 1091
+# CNIs and router advertisements make default routes of metric 1024 (IP6_RT_PRIO_USER in
+# linux/ipv6_route.h). The lowest metric wins even where advertisements can't be switched off.
+IPV6_DEFAULT_METRIC = 1
+_IPV6_METRIC = 1024
+
+
+def route_steps(state: State, egress: Link, source: Source) -> Iterator[Step]:
+    """What is to be done for the family of `source`, in order."""
+    return _Family(state, egress, source).steps()
+
+
+class _Family:
+    def __init__(self, state: State, egress: Link, source: Source) -> None:
+        self.state = state
+        self.egress = egress
+        self.source = source
+        self.main = state.table(MAIN_TABLE, source.version)
+        self.reply = state.table(REPLY_TABLE, source.version)
+        self.metric = _IPV6_METRIC if source.version == IPV6 else 0
+
+    def steps(self) -> Iterator[Step]:
+        yield from self._reply_steps()
+        yield from self._put_all(self.kept)
+        yield from self._put_all(self.links)
+        yield from self._default_steps()
+
+    @cached_property
+    def pod_network(self) -> dict[object, Route]:
+        """The routes that the main table had before init, by slot."""
+        found: dict[object, Route] = {}
+        for route in (*self.main, *self.reply):
+            part = self._pod_part(route)
+            if part is not None:
+                # The first of a slot is the one that the kernel uses.
+                found.setdefault(part.slot, part)
+        return found
+
+    def _pod_part(self, route: Route) -> Route | None:
+        """`route` of the main table, without its ways over the egress interface."""
+        elsewhere = {self.egress.name, *(link.name for link in self.state.links if link.loopback)}
+        hops = tuple(hop for hop in route.hops if hop.interface not in elsewhere)
+        if route.kind != "unicast" or not hops:
+            return None
+        return replace(route, hops=hops, table=MAIN_TABLE)
+
+    def _reply_steps(self) -> Iterator[Step]:
+        wanted = {route.slot: route for route in self.kept} | self.pod_network
+        # The kernel takes a gateway only once it has a route to it.
+        ordered = sorted(wanted.values(), key=lambda route: not route.on_link)
+        yield from self._put_all(
+            replace(route, table=REPLY_TABLE, protocol=STATIC) for route in ordered
+        )
+        for rule in self._rules() if wanted else ():
+            if rule not in self.state.rules:
+                yield Step(PutRule(rule), DropRule(rule))
+
+    def _rules(self) -> Iterator[Rule]:
+        version = self.source.version
+        for held in self.state.addresses:
+            if (
+                held.address.version == version
+                and held.interface != self.egress.name
+                and not _local(held.address)
+            ):
+                yield Rule(version=version, priority=RULE_PRIORITY, source=host(held.address))
+        yield Rule(version=version, priority=RULE_PRIORITY, interface=self.egress.name)
+
+    @cached_property
+    def links(self) -> tuple[Route, ...]:
+        """The on-link routes over the egress interface that nothing else will make."""
+        wanted = []
+        if self.source.length is not None:
+            prefix = self._link_route(self.source.address, self.source.length)
+            if not any(_within(prefix, other) for other in self.connected):
+                wanted.append(prefix)
+        nearest = longest_match([*self._others(), *self.connected, *wanted], self.source.gateway)
+        known = nearest is not None and nearest.over(self.egress.name)
+        if not (known or _local(self.source.gateway)):
+            wanted.append(self._link_route(self.source.gateway, self.source.gateway.max_prefixlen))
+        return tuple(wanted)
+
+    @cached_property
+    def connected(self) -> tuple[Route, ...]:
+        """The on-link routes over the egress interface that are there, or come with an address."""
+        there = [route for route in self.main if route.over(self.egress.name) and route.on_link]
+        coming = []
+        if self.state.held(self.source.address) is None and self.source.length is not None:
+            coming.append(self._link_route(self.source.address, self.source.length))
+        if not self.egress.up:
+            coming.extend(
+                self._link_route(held.address, held.length)
+                for held in self.state.addresses
+                if held.interface == self.egress.name
+                and held.address.version == self.source.version
+            )
+        return tuple(route for route in (*there, *coming) if not route.default)
+
+    def _others(self) -> Iterator[Route]:
+        return (route for route in self.main if not (route.default or route.over(self.egress.name)))
+
+    def _link_route(self, address: Address, length: int) -> Route:
+        return Route(
+            destination=_network(address, length),
+            hops=(Hop(self.egress.name),),
+            metric=self.metric,
+            source=self.source.address,
+        )
+
+    @cached_property
+    def kept(self) -> tuple[Route, ...]:
+        """Host routes to what would otherwise follow the default route out of the pod network."""
+        found = []
+        remaining = (*self._others(), *self.connected, *self.links)
+        for target in self._pod_targets():
+            before = longest_match(self.pod_network.values(), target)
+            now = longest_match(remaining, target)
+            if before is None or (now is not None and self._pod_part(now) is not None):
+                continue
+            # A gateway is its own next hop: that is, on the link.
+            hops = (
+                replace(hop, gateway=None, onlink=False) if hop.gateway == target else hop
+                for hop in before.hops
+            )
+            found.append(
+                replace(
+                    before,
+                    destination=host(target),
+                    hops=tuple(hops),
+                    metric=self.metric,
+                    protocol=STATIC,
+                )
+            )
+        return tuple(found)
+
+    def _pod_targets(self) -> Iterator[Address]:
+        """The name servers and the gateways of the pod network."""
+        gateways = [hop.gateway for route in self.pod_network.values() for hop in route.hops]
+        own = {held.address for held in self.state.addresses}
+        never = {None, self.source.address, self.source.gateway, *own}
+        for target in dict.fromkeys((*self.state.name_servers, *gateways)):
+            if target is None or target in never or _local(target):
+                continue
+            if target.version == self.source.version:
+                yield target
+
+    def _default_steps(self) -> Iterator[Step]:
+        wanted = Route(
+            destination=_network(self.source.gateway, 0),
+            hops=(Hop(self.egress.name, self.source.gateway),),
+            metric=IPV6_DEFAULT_METRIC if self.source.version == IPV6 else 0,
+            source=self.source.address,
+        )
+        kept = (wanted, self._in_slot(wanted))
+        yield from self._put_all([wanted])
+        ways_out = [route for route in self.main if route.default and route.kind == "unicast"]
+        for route in ways_out:
+            if route not in kept and not self._would_return(route):
+                yield Step(DropRoute(route), PutRoute(route))
+
+    def _would_return(self, route: Route) -> bool:
+        """The next router advertisement would bring it back, to no effect: its metric is worse."""
+        hearing = {
+            link.name
+            for link in self.state.links
+            if link.ipv6 is not None and link.ipv6.accept_ra_defrtr
+        }
+        return (
+            route.protocol == ROUTER_ADVERTISEMENT
+            and not self.state.sysctls_writable
+            and all(hop.interface in hearing for hop in route.hops)
+        )
+
+    def _put_all(self, wanted: Iterable[Route]) -> Iterator[Step]:
+        for route in wanted:
+            existing = self._in_slot(route)
+            if existing != route:
+                undo = DropRoute(route) if existing is None else PutRoute(existing)
+                yield Step(PutRoute(route), undo)
+
+    def _in_slot(self, wanted: Route) -> Route | None:
+        """The route itself if it is there, else the one that putting it would replace."""
+        occupants = [route for route in (*self.main, *self.reply) if route.slot == wanted.slot]
+        return wanted if wanted in occupants else next(iter(occupants), None)
+
+
+def _local(address: Address) -> bool:
+    """Needs no route: loopback, or on whatever link it is seen on (RFC 4291 section 2.5.6)."""
+    return address.is_loopback or (isinstance(address, IPv6Address) and address.is_link_local)
+
+
+def _network(address: Address, length: int) -> Network:
+    return ip_network((address, length), strict=False)
+
+
+def _within(inner: Route, outer: Route) -> bool:
+    wide = outer.destination
+    return inner.destination.prefixlen >= wide.prefixlen and inner.destination[0] in wide

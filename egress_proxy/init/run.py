@@ -1,0 +1,113 @@
+"""The command: observe, plan, apply, read back; and undo it all if something fails."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from egress_proxy.errors import PlatformError, Problem
+from egress_proxy.init import surroundings
+from egress_proxy.init.announce import DEFAULT_PACE, Pace
+from egress_proxy.init.netlink import Netlink
+from egress_proxy.init.obstacles import find_obstacles, find_warnings
+from egress_proxy.init.plan import make_plan
+from egress_proxy.init.preview import Preview
+from egress_proxy.init.takeover import Takeover
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from egress_proxy.init.settings import InitSettings
+    from egress_proxy.init.state import State
+
+
+def run(
+    settings: InitSettings,
+    log: FilteringBoundLogger,
+    *,
+    open_netlink: Callable[[], Netlink] = Netlink,
+    pace: Pace = DEFAULT_PACE,
+) -> None:
+    """Set up the pod's network and say so in `log`.
+
+    Raises `PlatformError`, and then everything is as it was before, or the last problems say what
+    is left.
+    """
+    try:
+        with open_netlink() as netlink:
+            _run(netlink, settings, log, pace)
+    except PlatformError as error:
+        # No traceback: the problems are all that an admin can use.
+        log.error("init.failed", problems=list(map(str, error.problems)))  # noqa: TRY400
+        raise
+
+
+def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace) -> None:
+    started = time.monotonic()
+    state = observe(netlink)
+    problems = find_obstacles(state, settings)
+    if problems:
+        raise PlatformError(*problems)
+    _warn(log, find_warnings(state, settings))
+    takeover = Takeover(netlink, settings, log, pace)
+    try:
+        warnings = takeover.carry_out(state, lambda: observe(netlink))
+    except PlatformError as error:
+        raise PlatformError(*error.problems, *takeover.undo()) from None
+    _warn(log, warnings)
+    log.info(
+        "init.done",
+        interface=settings.interface,
+        sources=list(map(str, settings.sources)),
+        gateways=[str(source.gateway) for source in settings.sources],
+        steps=len(takeover.done),
+        duration_s=round(time.monotonic() - started, 3),
+    )
+
+
+def preview(settings: InitSettings) -> Preview:
+    """What `run` would do and what stands in the way; changes nothing and sends nothing.
+
+    Raises `PlatformError` when the network can't be read.
+    """
+    with Netlink() as netlink:
+        state = observe(netlink)
+    present = state.link(settings.interface) is not None
+    return Preview(
+        settings=settings,
+        state=state,
+        steps=tuple(map(str, make_plan(state, settings).steps)) if present else (),
+        problems=find_obstacles(state, settings),
+        warnings=find_warnings(state, settings),
+    )
+
+
+def observe(netlink: Netlink) -> State:
+    """The pod's network, and what else init depends on. Raises `PlatformError`."""
+    try:
+        return replace(
+            netlink.observe(),
+            name_servers=surroundings.read_name_servers(),
+            missing_capabilities=surroundings.missing_capabilities(),
+            sysctls_writable=surroundings.sysctls_writable(),
+        )
+    except OSError as error:
+        problem = Problem(
+            reason=f"can't read the pod's network: {error.strerror}",
+            cure="run init in the pod's network namespace",
+        )
+        raise PlatformError(problem) from error
+
+
+def _warn(log: FilteringBoundLogger, warnings: Iterable[Problem]) -> None:
+    for problem in warnings:
+        log.warning(
+            "init.warning",
+            variable=problem.variable,
+            value=problem.value,
+            reason=problem.reason,
+            cure=problem.cure,
+        )

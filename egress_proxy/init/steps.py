@@ -1,0 +1,120 @@
+"""What init can change: each change is one message to the kernel and has one that takes it back.
+
+The text of a change is the command of ip(8) or sysctl(8) that would do the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from egress_proxy.init.state import IPV6
+
+if TYPE_CHECKING:
+    from egress_proxy.init.state import Held, Route, Rule
+
+
+@dataclass(frozen=True, slots=True)
+class SetLink:
+    interface: str
+    up: bool
+
+    def __str__(self) -> str:
+        return f"ip link set {self.interface} {'up' if self.up else 'down'}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutAddress:
+    held: Held
+
+    def __str__(self) -> str:
+        return f"ip address replace {self.held}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropAddress:
+    held: Held
+
+    def __str__(self) -> str:
+        return f"ip address del {self.held}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutRoute:
+    """Put a route in its slot; what was there is gone in the same instant."""
+
+    route: Route
+
+    def __str__(self) -> str:
+        return f"{_ip(self.route.version)} route replace {self.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropRoute:
+    route: Route
+
+    def __str__(self) -> str:
+        return f"{_ip(self.route.version)} route del {self.route}"
+
+
+@dataclass(frozen=True, slots=True)
+class PutRule:
+    rule: Rule
+
+    def __str__(self) -> str:
+        return f"{_ip(self.rule.version)} rule add {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class DropRule:
+    rule: Rule
+
+    def __str__(self) -> str:
+        return f"{_ip(self.rule.version)} rule del {self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetSysctl:
+    """A setting of one interface; `tree` is where it is below /proc/sys/net, as ``ipv6/conf``."""
+
+    tree: str
+    interface: str
+    name: str
+    value: int
+
+    def __str__(self) -> str:
+        key = f"{self.tree}/{self.interface}/{self.name}"
+        # sysctl(8) takes slashes too, for the sake of interfaces with a dot in their name.
+        key = key if "." in self.interface else key.replace("/", ".")
+        return f"sysctl -w net{'/' if '/' in key else '.'}{key}={self.value}"
+
+
+Change: TypeAlias = (
+    SetLink | PutAddress | DropAddress | PutRoute | DropRoute | PutRule | DropRule | SetSysctl
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A change, and the one that restores what was there before."""
+
+    change: Change
+    undo: Change
+
+    def __str__(self) -> str:
+        return str(self.change)
+
+
+def sysctl_steps(
+    tree: str, interface: str, name: str, *, before: int, wanted: int
+) -> tuple[Step, ...]:
+    """The step from `before` to `wanted`, if they differ."""
+    if before == wanted:
+        return ()
+    return (
+        Step(SetSysctl(tree, interface, name, wanted), SetSysctl(tree, interface, name, before)),
+    )
+
+
+def _ip(version: int) -> str:
+    return "ip -6" if version == IPV6 else "ip"

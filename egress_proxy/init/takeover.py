@@ -1,0 +1,136 @@
+"""One attempt to take the address and the way out, which can be undone at any point.
+
+The order of `carry_out` is a promise. Before the address is taken nobody else may have it; before
+the default route moves, replies have their own table; and the default route is never absent, so
+that a kill at any moment leaves a pod that the next run can finish.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from egress_proxy.errors import PlatformError, Problem
+from egress_proxy.init import obstacles
+from egress_proxy.init.announce import Wire, announce, detect, other_owner
+from egress_proxy.init.plan import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from egress_proxy.init.announce import Pace
+    from egress_proxy.init.netlink import Netlink
+    from egress_proxy.init.settings import InitSettings
+    from egress_proxy.init.state import State
+    from egress_proxy.init.steps import Step
+    from egress_proxy.variables import Address
+
+# How long the parent of a macvlan may take until it carries frames.
+_CARRIER_TIMEOUT_S = 5.0
+# RFC 4862 section 5.4 takes at most 2 s with the default sysctls; a CNI may have made it longer.
+_DETECTION_TIMEOUT_S = 5.0
+
+
+class Takeover:
+    """The steps of one attempt, in `done` as far as they were taken."""
+
+    def __init__(
+        self, netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace
+    ) -> None:
+        self.done: list[Step] = []
+        self._netlink = netlink
+        self._settings = settings
+        self._log = log
+        self._pace = pace
+        self._addresses = tuple(source.address for source in settings.sources)
+
+    def carry_out(self, state: State, observe: Callable[[], State]) -> tuple[Problem, ...]:
+        """Lead from `state` to the settings; what is worth a warning at the end is returned.
+
+        Raises `PlatformError`, and then `undo` is due.
+        """
+        plan = make_plan(state, self._settings)
+        self._apply(plan.link)
+        mac = self._wait_for_carrier()
+        with self._open_wire(mac) as wire:
+            # The kernel looks for duplicates in IPv6 while we ask for the IPv4 address.
+            self._apply(plan.ipv6_addresses)
+            self._refuse_owner(detect(wire, self._addresses, self._pace))
+            self._apply(plan.ipv4_addresses)
+            self._wait_for_detection(wire)
+            self._apply(plan.routes)
+            self._read_back(observe())
+            return self._announce(wire)
+
+    def undo(self) -> tuple[Problem, ...]:
+        """Take back what was done, last first; what can't be taken back is returned."""
+        left = []
+        while self.done:
+            change = self.done.pop().undo
+            try:
+                self._netlink.apply(change)
+            except OSError as error:
+                left.append(obstacles.not_undone(change, error))
+            else:
+                self._log.debug("init.step", command=str(change), undo=True)
+        return tuple(left)
+
+    def _apply(self, steps: Iterable[Step]) -> None:
+        for step in steps:
+            try:
+                self._netlink.apply(step.change)
+            except OSError as error:
+                raise PlatformError(obstacles.refused(step.change, error, self._settings)) from None
+            self.done.append(step)
+            self._log.debug("init.step", command=str(step.change), undo=False)
+
+    def _wait_for_carrier(self) -> bytes:
+        """Wait until the interface carries frames; its Ethernet address."""
+        interface = self._settings.interface
+
+        def ready(state: State) -> str | None:
+            link = state.link(interface)
+            return link.mac if link is not None and link.up and link.carrier else None
+
+        mac = self._netlink.wait(ready, _CARRIER_TIMEOUT_S)
+        if mac is None:
+            raise PlatformError(obstacles.no_carrier(interface, _CARRIER_TIMEOUT_S))
+        return bytes.fromhex(mac.replace(":", ""))
+
+    def _open_wire(self, mac: bytes) -> Wire:
+        try:
+            return Wire(self._settings.interface, mac)
+        except OSError as error:
+            problem = obstacles.no_packet_socket(self._settings.interface, error)
+            raise PlatformError(problem) from None
+
+    def _refuse_owner(self, owner: tuple[Address, str] | None) -> None:
+        if owner is not None:
+            raise PlatformError(obstacles.taken(*owner))
+
+    def _wait_for_detection(self, wire: Wire) -> None:
+        def settled(state: State) -> tuple[Address, ...] | None:
+            held = [held for held in map(state.held, self._addresses) if held is not None]
+            failed = tuple(one.address for one in held if one.duplicate)
+            return None if not failed and any(one.tentative for one in held) else failed
+
+        failed = self._netlink.wait(settled, _DETECTION_TIMEOUT_S)
+        if failed is None:
+            raise PlatformError(obstacles.undecided(_DETECTION_TIMEOUT_S))
+        for address in failed:
+            self._refuse_owner(other_owner(wire.pending(), [address]) or (address, ""))
+
+    def _read_back(self, state: State) -> None:
+        steps = make_plan(state, self._settings).steps
+        if steps:
+            raise PlatformError(*(obstacles.not_in_effect(step.change) for step in steps))
+
+    def _announce(self, wire: Wire) -> tuple[Problem, ...]:
+        silent = tuple(
+            obstacles.silent_gateway(self._settings.interface, source)
+            for source in announce(wire, self._settings.sources, self._pace)
+        )
+        if silent and self._settings.gateway_required:
+            raise PlatformError(*silent)
+        return silent

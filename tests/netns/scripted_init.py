@@ -1,0 +1,77 @@
+"""init with an accident: ``scripted_init.py [--kill-before N] [--fail-before N] [--fail-undo N]``.
+
+Changes are counted from 0, those that undo others go on counting. After each change the default
+routes of the families in ``EGRESS_SOURCE`` must be there, or the exit status is 3. Frames are sent
+and awaited for hundredths of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from egress_proxy.errors import PlatformError
+from egress_proxy.init.announce import Pace
+from egress_proxy.init.netlink import Netlink
+from egress_proxy.init.run import run
+from egress_proxy.init.settings import InitSettings, read_settings
+from egress_proxy.init.state import MAIN_TABLE
+from egress_proxy.logs import make_logger
+
+if TYPE_CHECKING:
+    from egress_proxy.init.steps import Change
+
+# The gateway is on the same machine, and the machine may be busy.
+PACE = Pace(probe_interval_s=0.02, announcement_interval_s=0.02, patience_s=1)
+NO_DEFAULT_ROUTE = 3
+
+
+class Unlucky(Netlink):
+    """A netlink socket that comes to grief where it is told."""
+
+    def __init__(self, settings: InitSettings, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._settings = settings
+        self._options = options
+        self._count = 0
+
+    def apply(self, change: Change) -> None:
+        number = self._count
+        self._count += 1
+        if number == self._options.kill_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number in (self._options.fail_before, self._options.fail_undo):
+            raise OSError(errno.ENOBUFS, "an accident")
+        super().apply(change)
+        for source in self._settings.sources:
+            routes = self.observe().table(MAIN_TABLE, source.version)
+            if not any(route.default for route in routes):
+                print(f"no default route after {change}", file=sys.stderr)  # noqa: T201
+                os._exit(NO_DEFAULT_ROUTE)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ("--kill-before", "--fail-before", "--fail-undo"):
+        parser.add_argument(name, type=int)
+    options = parser.parse_args()
+    settings = read_settings(os.environ)
+    try:
+        run(
+            settings,
+            make_logger("json", debug=True),
+            open_netlink=lambda: Unlucky(settings, options),
+            pace=PACE,
+        )
+    except PlatformError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - as the command does
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The pod of the README in the laboratory, with the name server it asks and the hosts it leads to.
+
+The three kinds of destination are an address, a name, and a name with another remote port. The
+steps are the caller's to take, so that it can look in between: `init`, `start`, `connect`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.support.dns import DnsServer, Name
+from tests.support.lab import (
+    CLUSTER_DNS,
+    EGRESS_PROXY,
+    GATEWAY,
+    OUTSIDE,
+    OUTSIDE_SECOND,
+    POD,
+    RESERVED,
+    Lab,
+)
+from tests.support.namespaces import PRIVILEGED, Container
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+    from tests.support.processes import Process, Record
+
+# As the kubelet writes it; with ndots:5 a name of three dots is first tried below each domain.
+RESOLV_CONF = f"""\
+search egress.svc.cluster.local svc.cluster.local cluster.local
+nameserver {CLUSTER_DNS.v4}
+options ndots:5
+"""
+INIT_ENV = {
+    "EGRESS_SOURCE": str(RESERVED.interface4),
+    "EGRESS_GATEWAY": GATEWAY.v4,
+    "EGRESS_ROUTER_MODE": "dns-proxy",
+}
+RUN_ENV = {
+    "EGRESS_DNS_PROXY_DESTINATION": f"""\
+# comments and blank lines are ignored
+
+80 {OUTSIDE.v4}
+100 example.com
+8443 web.example.com 443
+""",
+    "EGRESS_DNS_PROXY_DEBUG": "1",
+}
+# What the lines above lead to: listening port, then the outside's address and port.
+ENDPOINTS = {
+    80: (OUTSIDE.v4, 80),
+    100: (OUTSIDE.v4, 100),
+    8443: (OUTSIDE_SECOND.v4, 443),
+}
+ZONE = {
+    "example.com": Name(a=(OUTSIDE.v4,)),
+    "web.example.com": Name(a=(OUTSIDE_SECOND.v4,)),
+}
+
+# How long a step may take before the laboratory is broken.
+TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PodSecurity:
+    """What the pod spec's security contexts give to each container; `sysctls` are the pod's."""
+
+    init: Container = PRIVILEGED
+    main: Container = PRIVILEGED
+    sysctls: dict[str, int] = field(default_factory=dict)
+
+
+AS_DOCUMENTED = PodSecurity()
+LEAST_PRIVILEGE = PodSecurity(
+    init=Container(capabilities=("NET_ADMIN", "NET_RAW")),
+    main=Container(uid=10001),
+    sysctls={"ipv4/ip_unprivileged_port_start": 0},
+)
+
+
+class Deployment:
+    """The pod in `lab`, its name server on the node, and a listener for each destination."""
+
+    def __init__(self, lab: Lab, security: PodSecurity = AS_DOCUMENTED) -> None:
+        self.lab = lab
+        self._security = security
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._resolv_conf = directory / "resolv.conf"
+            self._resolv_conf.write_text(RESOLV_CONF)
+            address = CLUSTER_DNS.v4, 53
+            self.dns = stack.enter_context(
+                DnsServer(lab.node.bind(*address), lab.node.listen(*address))
+            )
+            self.dns.zone.update(ZONE)
+            self._listeners = {
+                port: stack.enter_context(lab.outside.listen(*endpoint))
+                for port, endpoint in ENDPOINTS.items()
+            }
+            for listener in self._listeners.values():
+                listener.settimeout(TIMEOUT_S)
+            for key, value in security.sysctls.items():
+                lab.pod.sysctl(key, value)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def init(self, **more_env: str) -> list[Record]:
+        """Run the init container to its end, which must be a good one; its records."""
+        done = self.lab.pod.run(
+            EGRESS_PROXY,
+            "init",
+            env=INIT_ENV | more_env,
+            container=self._container(self._security.init),
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def start(self) -> Process:
+        """Start the main container; it ends with the deployment at the latest."""
+        return self._stack.enter_context(
+            self.lab.pod.start(
+                EGRESS_PROXY, "run", env=RUN_ENV, container=self._container(self._security.main)
+            )
+        )
+
+    def connect(self, port: int) -> tuple[socket.socket, socket.socket]:
+        """A client's connection to the pod, and the outside's end of it."""
+        client = self.lab.client.connect(POD.v4, port, timeout_s=TIMEOUT_S)
+        try:
+            upstream, _ = self._listeners[port].accept()
+        except BaseException:
+            client.close()
+            raise
+        upstream.settimeout(TIMEOUT_S)
+        return client, upstream
+
+    def _container(self, container: Container) -> Container:
+        return dataclasses.replace(container, resolv_conf=str(self._resolv_conf))
