@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from egress_proxy.variables import Address
 
     Interfaces = Mapping[str, tuple[Address, ...]]
+
+LOOPBACK = "lo"
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -77,17 +79,40 @@ def source_addresses(
     return tuple(found.values())
 
 
-def listen_addresses(interfaces: Interfaces, egress_interface: str) -> tuple[Address, ...]:
+class ListenPoint(NamedTuple):
+    """An address to listen on, for clients that come in by `device` (empty: by any)."""
+
+    address: Address
+    device: str
+
+
+def listen_points(
+    interfaces: Interfaces, egress_interface: str, *, by_device: bool
+) -> tuple[ListenPoint, ...]:
     """Every address of the pod but the egress interface's, so that the LAN can't use the pod.
 
-    Link-local addresses are left out: clients in a cluster don't use them.
+    Linux takes a packet for any of its addresses on any interface (RFC 1122 section 3.3.4.2, the
+    weak host model), so a LAN host that routes the pod's address to the egress interface would
+    get in: with `by_device`, an address is listened on for its own interface, and for clients
+    inside the pod. Link-local addresses are left out: clients in a cluster don't use them.
     """
     taken = interfaces.get(egress_interface, ())
-    found = (
-        address
-        for _, addresses in sorted(interfaces.items())
-        for address in addresses
-        if not address.is_link_local and address not in taken
-    )
+    points = []
+    for name, addresses in sorted(interfaces.items()):
+        for address in addresses:
+            if address.is_link_local or address in taken or name == egress_interface:
+                continue
+            devices = (name, LOOPBACK) if by_device else ("",)
+            points += [ListenPoint(address, device) for device in devices]
     # Two interfaces may have the same address; the second listener on it would fail.
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(points))
+
+
+def can_listen_by_device() -> bool:
+    """Whether this process may bind a socket to an interface: from Linux 5.7 on, anyone may."""
+    with socket.socket() as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LOOPBACK.encode())
+        except PermissionError:
+            return False
+    return True

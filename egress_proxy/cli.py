@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egress_proxy import __version__, settings
-from egress_proxy.errors import ConfigurationError, EgressProxyError, Problem
+from egress_proxy.errors import EgressProxyError, PlatformError
 from egress_proxy.init import settings as init_settings
 
 if TYPE_CHECKING:
@@ -87,30 +87,55 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
         runner.run(forward())
 
 
-def check(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-    """Judge the configuration, and change nothing."""
-    problems: list[Problem] = []
-    for name, read in _parts(environ):
+def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Judge the configuration, say what init and run would do, and change nothing."""
+    failures: list[EgressProxyError] = []
+    for part in _parts(environ):
         try:
-            read(environ)
+            part(environ, offline=options.offline)
         except EgressProxyError as error:
-            problems += error.problems
-        else:
-            print(f"{name}: the configuration is good")  # noqa: T201 - the command's output
-    if problems:
-        raise ConfigurationError(*problems)
+            failures.append(error)
+    if failures:
+        problems = [problem for failure in failures for problem in failure.problems]
+        # The one that is mended first decides: 2 before 1.
+        raise type(max(failures, key=lambda failure: failure.exit_status))(*problems)
 
 
-def _parts(
-    environ: Mapping[str, str],
-) -> Sequence[tuple[str, Callable[[Mapping[str, str]], object]]]:
+def _parts(environ: Mapping[str, str]) -> Sequence[Callable[..., None]]:
     """The commands whose variables are there; with none of them there, both are judged."""
     parts = (
-        ("init", init_settings.read_settings, ("EGRESS_SOURCE", "EGRESS_GATEWAY")),
-        ("run", _read_run_settings, (settings.DESTINATION.name, settings.DESTINATION_FILE.name)),
+        (_check_init, ("EGRESS_SOURCE", "EGRESS_GATEWAY")),
+        (_check_run, (settings.DESTINATION.name, settings.DESTINATION_FILE.name)),
     )
-    present = [part for part in parts if any(name in environ for name in part[2])]
-    return [(name, read) for name, read, _ in present or parts]
+    present = [part for part, names in parts if any(name in environ for name in names)]
+    return present or [part for part, _ in parts]
+
+
+def _check_init(environ: Mapping[str, str], *, offline: bool) -> None:
+    wanted = init_settings.read_settings(environ)
+    print("init: the configuration is good")  # noqa: T201 - the command's output
+    if offline:
+        return
+    from egress_proxy.init import run as init_run  # noqa: PLC0415 - pyroute2 costs 25 MB
+
+    preview = init_run.preview(wanted)
+    print(preview)  # noqa: T201 - the command's output
+    if preview.problems:
+        raise PlatformError(*preview.problems)
+
+
+def _check_run(environ: Mapping[str, str], *, offline: bool) -> None:
+    wanted = _read_run_settings(environ)
+    print("run: the configuration is good")  # noqa: T201 - the command's output
+    if offline:
+        return
+    from egress_proxy import addresses, daemon  # noqa: PLC0415 - check --offline needs none
+
+    interfaces = addresses.read_interfaces()
+    sources = daemon.choose_sources(wanted, interfaces)
+    print(f"  source: {', '.join(sources.values()) or 'what the kernel chooses'}")  # noqa: T201
+    for destination in wanted.destinations:
+        print(f"  {destination.port} -> {destination}")  # noqa: T201 - the command's output
 
 
 def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from egress_proxy import __version__, addresses
+from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission, maximum_connections, raise_descriptor_limit
 from egress_proxy.connector import Connector
 from egress_proxy.errors import PlatformError, Problem
@@ -91,9 +92,11 @@ class Daemon:
         self._observer = observer
         self._sources = choose_sources(settings, interfaces)
         self._listen = (
-            addresses.listen_addresses(interfaces, settings.interface)
+            addresses.listen_points(
+                interfaces, settings.interface, by_device=addresses.can_listen_by_device()
+            )
             if settings.listen == "auto"
-            else settings.listen
+            else tuple(ListenPoint(address, "") for address in settings.listen)
         )
         maximum = maximum_connections(
             settings.max_connections,
@@ -119,8 +122,9 @@ class Daemon:
         # The kernel chooses the source; it has an IPv6 one if any interface has.
         versions = {
             address.version
-            for address in addresses.listen_addresses(interfaces, "")
-            if not address.is_loopback
+            for entries in interfaces.values()
+            for address in entries
+            if not (address.is_loopback or address.is_link_local)
         }
         return {socket.AF_INET} | ({socket.AF_INET6} if 6 in versions else set())  # noqa: PLR2004
 
@@ -150,11 +154,11 @@ class Daemon:
             problems += _source_problems(destination, self._sources)
             forwarder = Forwarder(self._plant, rules, destination)
             self._forwarders.append(forwarder)
-            for address in self._listen:
+            for point in self._listen:
                 try:
-                    forwarder.bind(address)
+                    forwarder.bind(point)
                 except OSError as error:
-                    problems.append(_bind_problem(destination, address, error))
+                    problems.append(_bind_problem(destination, point.address, error))
         if problems:
             raise PlatformError(*problems)
 
@@ -163,7 +167,7 @@ class Daemon:
             DaemonStarted(
                 version=__version__,
                 source=tuple(self._sources.values()),
-                listen=tuple(map(str, self._listen)),
+                listen=tuple(dict.fromkeys(str(point.address) for point in self._listen)),
                 destinations=len(self._forwarders),
                 max_connections=self._plant.admission.maximum,
             )

@@ -23,6 +23,7 @@ from egress_proxy.wheel import TICK_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from egress_proxy.addresses import ListenPoint
     from egress_proxy.admission import Admission
     from egress_proxy.connector import Connector, Endpoint
     from egress_proxy.destinations import Destination
@@ -86,9 +87,9 @@ class Forwarder:
         self.listening = False
         self._listeners: list[socket.SocketType] = []
 
-    def bind(self, address: Address) -> None:
-        """Take the port on `address`; until `use`, clients are refused. Raises `OSError`."""
-        self._listeners.append(_bound_socket(address, self.destination.port))
+    def bind(self, point: ListenPoint) -> None:
+        """Take the port at `point`; until `use`, clients are refused. Raises `OSError`."""
+        self._listeners.append(_bound_socket(point, self.destination.port))
 
     def use(self, addresses: Sequence[Address]) -> None:
         """Connect to `addresses` from now on; the first ones open the port."""
@@ -105,7 +106,7 @@ class Forwarder:
             ListenerOpened(
                 listener=self.destination.port,
                 destination=self.name,
-                addresses=tuple(address[0] for address in self.socket_addresses),
+                addresses=tuple(dict.fromkeys(address for address, _ in self.socket_addresses)),
             )
         )
 
@@ -161,8 +162,8 @@ def _nothing() -> None:
     """Literal addresses have nobody to ask again."""
 
 
-def _bound_socket(address: Address, port: int) -> socket.SocketType:
-    family = family_of(address)
+def _bound_socket(point: ListenPoint, port: int) -> socket.SocketType:
+    family = family_of(point.address)
     sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -172,7 +173,9 @@ def _bound_socket(address: Address, port: int) -> socket.SocketType:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         _keep_alive(sock)
-        sock.bind((str(address), port))
+        if point.device:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, point.device.encode())
+        sock.bind((str(point.address), port))
     except BaseException:
         sock.close()
         raise

@@ -105,7 +105,6 @@ def test_the_lan_finds_nothing_on_the_reserved_address(deployment: Deployment) -
             deployment.lab.gateway.connect(RESERVED.v4, port)
 
 
-@pytest.mark.xfail(strict=True, reason="listeners take the pod's address on every interface")
 @pytest.mark.usefixtures("proxy")
 @pytest.mark.parametrize("rp_filter", [0, 2])
 def test_the_lan_finds_nothing_on_the_pods_own_address(deployment: Deployment) -> None:

@@ -8,6 +8,7 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission
 from egress_proxy.connector import Connector, Endpoint
 from egress_proxy.destinations import Destination
@@ -100,7 +101,7 @@ class Rig:
             replace(RULES, **cast("dict[str, Any]", rules)),
             Destination(port=0, host=host, remote_port=self.listener.address[1], line=1),
         )
-        self.forwarder.bind(host)
+        self.forwarder.bind(ListenPoint(host, ""))
         for sock in self.forwarder._listeners:
             shrink(sock)
         self.forwarder.use((host,))

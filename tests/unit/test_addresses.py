@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.addresses import family_of, listen_addresses, read_interfaces, source_addresses
+from egress_proxy.addresses import (
+    ListenPoint,
+    family_of,
+    listen_points,
+    read_interfaces,
+    source_addresses,
+)
 from egress_proxy.errors import PlatformError
 
 if TYPE_CHECKING:
@@ -107,14 +113,32 @@ def test_a_pod_without_a_source(interface: str, reason: str) -> None:
 def test_every_address_but_the_egress_interfaces_is_listened_on(
     interface: str, expected: tuple[Address, ...]
 ) -> None:
-    assert listen_addresses(POD, interface) == expected
+    assert listen_points(POD, interface, by_device=False) == tuple(
+        ListenPoint(address, "") for address in expected
+    )
+
+
+def test_an_address_is_listened_on_for_its_own_interface_and_for_the_pod_itself() -> None:
+    (address,) = shared = addresses("10.128.2.17")
+    assert listen_points({"eth0": shared}, "macvlan0", by_device=True) == (
+        ListenPoint(address, "eth0"),
+        ListenPoint(address, "lo"),
+    )
+
+
+def test_loopback_is_listened_on_once() -> None:
+    (address,) = loopback = addresses("127.0.0.1")
+    points = listen_points({"lo": loopback}, "macvlan0", by_device=True)
+    assert points == (ListenPoint(address, "lo"),)
 
 
 def test_an_address_that_two_interfaces_share_is_listened_on_once() -> None:
-    shared = addresses("10.128.2.17")
-    assert listen_addresses({"eth0": shared, "eth1": shared}, "macvlan0") == shared
+    (address,) = shared = addresses("10.128.2.17")
+    pod = {"eth0": shared, "eth1": shared}
+    assert listen_points(pod, "macvlan0", by_device=False) == (ListenPoint(address, ""),)
 
 
 def test_an_address_that_the_egress_interface_shares_is_not_listened_on() -> None:
     pod = {"eth0": addresses("10.128.2.17", "192.0.2.99"), "macvlan0": addresses("192.0.2.99")}
-    assert listen_addresses(pod, "macvlan0") == addresses("10.128.2.17")
+    (address,) = addresses("10.128.2.17")
+    assert listen_points(pod, "macvlan0", by_device=False) == (ListenPoint(address, ""),)

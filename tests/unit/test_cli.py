@@ -50,22 +50,30 @@ def termination_log(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "environ", "ended"),
     [
-        ("check", {**INIT, **RUN}, (0, [GOOD_INIT, GOOD_RUN], [])),
+        ("check --offline", {**INIT, **RUN}, (0, [GOOD_INIT, GOOD_RUN], [])),
         ("check --offline", INIT, (0, [GOOD_INIT], [])),
         ("check --offline", RUN, (0, [GOOD_RUN], [])),
         ("check --offline", {}, (2, [], [NO_SOURCE, NO_GATEWAY, NO_DESTINATION])),
         (
-            "check",
+            "check --offline",
             {"EGRESS_SOURCE": "192.0.2.99", f"{P}DESTINATION": "80 localhost\n0 a.example"},
             (2, [], [NO_GATEWAY, NO_HOST, NO_PORT]),
         ),
-        ("check", {**INIT, f"{P}DESTINATION": "80 localhost"}, (2, [GOOD_INIT], [NO_HOST])),
+        (
+            "check --offline",
+            {**INIT, f"{P}DESTINATION": "80 localhost"},
+            (2, [GOOD_INIT], [NO_HOST]),
+        ),
         ("init", {}, (2, [], [NO_SOURCE, NO_GATEWAY])),
         ("run", {}, (2, [], [NO_DESTINATION])),
         ("run", {f"{P}DESTINATION": "80 localhost\n0 a.example"}, (2, [], [NO_HOST, NO_PORT])),
         # The misspelt name explains why the right one is empty.
         ("run", {f"{P}DESTINATIONS": "80 a.example"}, (2, [], [MISSPELT, NO_DESTINATION])),
-        ("check", {**RUN, f"{P}DESTINATIONS": "80 a.example"}, (0, [GOOD_RUN], [MISSPELT])),
+        (
+            "check --offline",
+            {**RUN, f"{P}DESTINATIONS": "80 a.example"},
+            (0, [GOOD_RUN], [MISSPELT]),
+        ),
     ],
 )
 def test_what_a_command_says(
@@ -83,6 +91,28 @@ def test_what_a_command_says(
     # Whoever runs check reads stderr; the container's own commands leave word for the kubelet.
     kept = [] if command.startswith("check") else [line for line in err if "warning" not in line]
     assert termination_log.read_text() == "\n".join(kept)
+
+
+def test_check_says_what_run_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {f"{P}SOURCE": "any", f"{P}DESTINATION": "80 192.0.2.10\n443 a.example 8443"}
+    assert main(["check"], environ=environ) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        GOOD_RUN,
+        "  source: what the kernel chooses",
+        "  80 -> 192.0.2.10:80",
+        "  443 -> a.example:8443",
+    ]
+
+
+def test_check_tells_what_init_and_run_would_fail_for(capsys: pytest.CaptureFixture[str]) -> None:
+    environ = {**INIT, **RUN, "EGRESS_INTERFACE": NO_INTERFACE}
+    assert main(["check"], environ=environ) == 1
+    told = capsys.readouterr()
+    assert [line.partition(" (")[0] for line in told.err.splitlines()] == [
+        f"EGRESS_INTERFACE: '{NO_INTERFACE}': no such interface",
+        f"EGRESS_INTERFACE: '{NO_INTERFACE}': no such interface",
+    ]
+    assert {GOOD_INIT, GOOD_RUN} <= set(told.out.splitlines())
 
 
 def test_a_missing_interface_is_the_environments_failure(
@@ -175,7 +205,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (
         "init Configure the egress interface.",
         "run Forward connections until SIGTERM.",
-        "check Judge the configuration, and change nothing.",
+        "check Judge the configuration, say what init and run would do, and change nothing.",
     ):
         assert line in " ".join(told.split())
 
