@@ -34,7 +34,7 @@ INIT_RULE = "init uses floors 0 to 2, and logs"
 
 # Third-party packages that only these modules know.
 OWNERS = {
-    "pyroute2": {"init.netlink", "init.messages"},
+    "pyroute2": {"init.netlink"},
     "aiodns": {"resolver"},
     "structlog": {"logs", "init.run", "init.takeover"},
     "uvloop": {"cli"},
@@ -124,8 +124,7 @@ def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
         for requirement in importlib.metadata.requires("egress-proxy") or ()
         if "extra ==" not in requirement
     }
-    # init's part of the project is not there yet in every checkout.
-    found = set().union(*IMPORTS.values()) | {"pyroute2"}
+    found = set().union(*IMPORTS.values())
     assert declared <= found
     assert {name for name in OWNERS if name in found} <= declared
 

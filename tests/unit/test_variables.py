@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from egress_proxy import variables
@@ -148,6 +148,7 @@ def test_refused_text(parse: Callable[[str], object], text: str, refusal: Refuse
     assert vars(caught.value) == vars(refusal)
 
 
+@example(text="\ud800")
 @given(text=st.text(st.characters(exclude_categories=())))
 @pytest.mark.parametrize(
     "parse",

@@ -115,8 +115,8 @@ def test_an_empty_wheel_has_no_timer(loop: ManualLoop, wheel: Wheel) -> None:
     wheel.leave(member)
     loop.advance(1)
     assert loop.armed == 0
-    # And it starts again, without going through the ticks of the time between.
-    loop.advance(1_000_000)
+    # And it starts again, without going through the ticks of the time between: for ever.
+    loop.advance(1e12)
     wheel.enter(member, 1.0)
     loop.advance(1.5)
     assert len(member.due_at) == 1
@@ -154,8 +154,9 @@ def test_a_stopped_wheel_is_still(loop: ManualLoop, wheel: Wheel) -> None:
     wheel.enter(member, 1.0)
     wheel.stop()
     wheel.stop()
+    assert loop.armed == 0
     loop.advance(5)
-    assert (member.due_at, loop.armed) == ([], 0)
+    assert member.due_at == []
 
 
 def test_the_wheel_may_be_stopped_by_one_that_is_due(loop: ManualLoop, wheel: Wheel) -> None:
