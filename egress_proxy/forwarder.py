@@ -14,11 +14,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from egress_proxy.addresses import family_of
-from egress_proxy.connector import EXHAUSTED, Race, Upstreams
+from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, Race, Upstreams
 from egress_proxy.reactor import ERROR
 from egress_proxy.records import ConnectionClosed, ListenerOpened, Observer, Reason
 from egress_proxy.splice import Relay, reset_on_close
-from egress_proxy.wheel import TICK_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -241,7 +240,7 @@ class Connection:
         plant = self._forwarder.plant
         plant.admission.enter()
         plant.engine.reactor.watch(self._client, self)
-        plant.wheel.enter(self, TICK_S)
+        plant.wheel.enter(self, ATTEMPT_DELAY_S)
         if not self._forwarder.allows(str(self._client_address[0])):
             self._refuse(Reason.DENIED_CLIENT)
             return
@@ -296,8 +295,7 @@ class Connection:
         if left_s <= 0:
             race.time_out()
             return
-        self._forwarder.plant.wheel.enter(self, min(TICK_S, left_s))
-        # RFC 8305 section 5: a silent address does not hold up the next one.
+        self._forwarder.plant.wheel.enter(self, min(ATTEMPT_DELAY_S, left_s))
         race.start_next()
 
     def _check_idle(self, relay: Relay) -> None:
@@ -305,14 +303,15 @@ class Connection:
         limits = [(rules.idle_timeout_s, Reason.IDLE_TIMEOUT)]
         if relay.half_closed:
             limits.append((rules.half_close_timeout_s, Reason.HALF_CLOSE_TIMEOUT))
-        timeout_s, reason = min((limit for limit in limits if limit[0]), default=(_SELDOM_S, None))
-        left_s = relay.touched + timeout_s - monotonic()
-        if left_s <= 0 and reason is not None:
-            relay.abort(reason)
-            return
+        left_s = _SELDOM_S
+        for timeout_s, reason in sorted(limit for limit in limits if limit[0])[:1]:
+            left_s = relay.touched + timeout_s - monotonic()
+            if left_s <= 0:
+                relay.abort(reason)
+                return
         # A half-close from now on is noticed in time.
         self._forwarder.plant.wheel.enter(
-            self, min(max(left_s, TICK_S), rules.half_close_timeout_s or _SELDOM_S)
+            self, min(left_s, rules.half_close_timeout_s or _SELDOM_S)
         )
 
     def abort(self, reason: Reason) -> None:
