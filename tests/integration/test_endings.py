@@ -26,16 +26,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio
 
 SIDES = ("client", "upstream")
+GREETINGS = {"client": b"hello", "upstream": b"welcome"}
 RESETS = {"client": Reason.CLIENT_RESET, "upstream": Reason.UPSTREAM_RESET}
 
 
 async def open_pair(rig: Rig, actor: str) -> tuple[Peer, Peer]:
     """An actor and its other, with octets passed both ways."""
     client, upstream = await rig.pair()
-    await client.send(b"hello")
-    assert await upstream.receive(5) == b"hello"
-    await upstream.send(b"welcome")
-    assert await client.receive(7) == b"welcome"
+    for peer, other, greeting in (
+        (client, upstream, GREETINGS["client"]),
+        (upstream, client, GREETINGS["upstream"]),
+    ):
+        await peer.send(greeting)
+        assert await other.receive(len(greeting)) == greeting
     return (client, upstream) if actor == "client" else (upstream, client)
 
 
@@ -305,6 +308,9 @@ async def test_paused_sender_resets(actor: str) -> None:
     assert was_reset
     assert sent.startswith(received)
     assert len(received) > in_relay
+    # All that the kernel took on its way has arrived: the RST has waited for it.
+    counted = record.bytes_to_upstream if actor == "client" else record.bytes_to_client
+    assert len(GREETINGS[actor]) + len(received) == counted
     assert record.reason is RESETS[actor]
 
 
