@@ -177,20 +177,21 @@ def _drop_capabilities(*, keep: tuple[str, ...]) -> None:
 def _launch(network: int, container: Container, argv: list[str]) -> None:
     setns(network, CLONE_NEWNET)
     os.close(network)
-    if container.resolv_conf is not None or container.read_only:
+    if container.resolv_conf is not None:
         unshare(CLONE_NEWNS)
         # Where systemd shares mounts, the next one would show up in the machine's own /etc.
         _mount("none", "/", _MS_REC | _MS_PRIVATE)
-    if container.resolv_conf is not None:
         _mount(container.resolv_conf, "/etc/resolv.conf", _MS_BIND)
-    if container.read_only:
-        _make_read_only("/")
     if container.capabilities is not None:
         _drop_capabilities(keep=container.capabilities)
     if container.uid != 0:
         # Root of a user namespace knows no other user than itself, so setuid() can't do it; a
         # namespace inside has no power over the network, which belongs to the outer one.
         _enter_user_namespace(uid=container.uid)
+    if container.read_only:
+        # Only now: entering a user namespace writes files below /proc.
+        unshare(CLONE_NEWNS)
+        _make_read_only("/")
     if container.uid != 0 or container.capabilities is not None:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
