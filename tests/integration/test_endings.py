@@ -139,7 +139,8 @@ async def test_connecting_upstream_is_silent_until_the_timeout() -> None:
 async def test_connecting_upstream_refuses() -> None:
     async with Rig() as rig:
         rig.listener.close()
-        client = await rig.client()
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
         assert await client.receive_all() == (b"", True)
         (record,) = await rig.recorder.wait_closed()
     assert record.reason is Reason.CONNECT_REFUSED
