@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from egress_proxy.addresses import family_of
 from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, Race, Upstreams
 from egress_proxy.reactor import ERROR
-from egress_proxy.records import ConnectionClosed, ListenerOpened, Observer, Reason
+from egress_proxy.records import ConnectionClosed, ListenerClosed, ListenerOpened, Observer, Reason
 from egress_proxy.splice import Relay, reset_on_close
 
 if TYPE_CHECKING:
@@ -129,6 +129,9 @@ class Forwarder:
             self.plant.admission.gates.remove(self)
             if not self.plant.admission.paused:
                 self.pause()
+            self.plant.observer.observe(
+                ListenerClosed(listener=self.destination.port, destination=self.name)
+            )
         for sock in self._listeners:
             sock.close()
         self._listeners.clear()

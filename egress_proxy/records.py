@@ -143,6 +143,15 @@ class ListenerOpened(Record, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
 
 
+class ListenerClosed(Record, frozen=True, kw_only=True):
+    """A port refuses clients from now on; established connections go on."""
+
+    event: ClassVar[str] = "listener.closed"
+
+    listener: int
+    destination: str
+
+
 class ListenersPaused(Record, frozen=True, kw_only=True):
     """No listener accepts until a connection ends; clients wait in the backlog."""
 

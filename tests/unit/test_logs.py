@@ -25,6 +25,7 @@ from egress_proxy.records import (
     DestinationResolved,
     DestinationStale,
     DestinationUnresolved,
+    ListenerClosed,
     ListenerOpened,
     ListenersPaused,
     ListenersResumed,
@@ -137,6 +138,10 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
     (
         ListenerOpened(listener=80, destination="a.example:80", addresses=("10.128.0.2",)),
         {"listener": 80, "destination": "a.example:80", "addresses": ["10.128.0.2"]},
+    ),
+    (
+        ListenerClosed(listener=80, destination="a.example:80"),
+        {"listener": 80, "destination": "a.example:80"},
     ),
     (
         ListenersPaused(error="Too many open files", connections=7),

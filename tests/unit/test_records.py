@@ -35,6 +35,7 @@ EVENTS = {
     "destination.stale": "warning",
     "destination.denied": "warning",
     "listener.opened": "info",
+    "listener.closed": "info",
     "listener.paused": "warning",
     "listener.resumed": "info",
     "daemon.started": "info",
