@@ -26,7 +26,7 @@ BULK = bytes(range(256)) * (1 << 16)
 @pytest.fixture(params=["pod-privileged", "pod-least-privilege"])
 def pod(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pod]:
     """The pod in one privilege form, its macvlan without an address, its names resolvable."""
-    attach_macvlan(lab)
+    attach_macvlan(lab, {})
     with (
         DnsServer(lab.node.bind(CLUSTER_DNS.v4, 53), lab.node.listen(CLUSTER_DNS.v4, 53)) as server,
         Pod(lab, example(request.param), tmp_path) as made,
