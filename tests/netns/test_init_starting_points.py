@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.init_lab import V4, assert_works, default_routes, init, routes, snapshot
+from tests.netns.init_lab import DUAL, V4, assert_works, default_routes, init, routes, snapshot
 from tests.support.lab import (
     CLIENT,
     EGRESS_PROXY,
@@ -88,6 +88,34 @@ def test_two_default_routes(lab: Lab) -> None:
     assert default_routes(lab.pod, 4) == [
         f"default via {GATEWAY.v4} dev macvlan0 src {RESERVED.v4}"
     ]
+    assert_works(lab, V4)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_default_route_of_two_ways(lab: Lab, version: int) -> None:
+    """Both lead to the same node, over another address of it."""
+    lab.node.configure("pods0", Host.of("192.0.2.2/24", "2001:db8:0:2::2/64"))
+    ways = (NODE_TO_PODS.v4, "192.0.2.2") if version == 4 else (NODE_TO_PODS.v6, "2001:db8:0:2::2")
+    multipath = [{"gateway": way, "oif": eth0(lab)} for way in ways]
+    everywhere = "0.0.0.0/0" if version == 4 else "::/0"
+    change_routes(lab.pod, ("replace", {"dst": everywhere, "multipath": multipath}))
+    [before] = default_routes(lab.pod, version)
+    assert before.count("nexthop") == 2
+    init(lab, DUAL).expect_done()
+    assert before.replace("default", "default table 1091", 1) in routes(lab.pod)
+    assert_works(lab, DUAL)
+
+
+def test_what_the_default_route_says_of_its_path_is_kept(lab: Lab) -> None:
+    """Clouds have an MTU there, and where it is lost, large packets are."""
+    metrics = {"mtu": 1400, "advmss": 1300}
+    change_routes(
+        lab.pod, ("replace", {"dst": "default", "gateway": NODE_TO_PODS.v4, "metrics": metrics})
+    )
+    init(lab, V4).expect_done()
+    assert f"default via {NODE_TO_PODS.v4} dev eth0 table 1091 advmss 1300 mtu 1400" in routes(
+        lab.pod
+    )
     assert_works(lab, V4)
 
 
