@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from egress_proxy.init.netlink import Netlink
 from tests.netns.init_lab import DUAL, V4, assert_works, default_routes, init, routes, snapshot
 from tests.support.lab import (
     CLIENT,
@@ -20,6 +22,7 @@ from tests.support.lab import (
 from tests.support.network import Host
 
 if TYPE_CHECKING:
+    from egress_proxy.init.state import State
     from tests.support.network import Namespace
 
 # On the LAN as well, and not reserved for us.
@@ -178,8 +181,10 @@ def test_an_interface_without_a_carrier(lab: Lab) -> None:
     lan0 = lab.node.index("lan0")
     lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="down"))
     before = snapshot(lab.pod)
+    started = time.monotonic()
     result = init(lab, V4)
     assert result.status == 1
+    assert time.monotonic() - started > 5
     assert result.stderr == (
         "EGRESS_INTERFACE: 'macvlan0': no carrier within 5 s; "
         "check the node's interface below it: is it up, and is its cable in\n"
@@ -195,6 +200,31 @@ def test_an_interface_whose_carrier_comes_late(lab: Lab) -> None:
         lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="up"))
         process.wait_for("init.done")
         assert process.wait() == 0
+
+
+def test_a_wait_ends_with_the_news(lab: Lab) -> None:
+    """The carrier comes after the first look, and nothing but the kernel's message tells of it."""
+    lan0, macvlan0 = lab.node.index("lan0"), lab.pod.index("macvlan0")
+    lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="down"))
+    lab.pod.netlink(lambda ip: ip.link("set", index=macvlan0, state="up"))
+    looks = []
+
+    def check(state: State) -> bool | None:
+        link = state.link("macvlan0")
+        assert link is not None
+        looks.append(link.carrier)
+        if len(looks) == 1:
+            lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="up"))
+        return link.carrier or None
+
+    def wait() -> bool | None:
+        with Netlink() as netlink:
+            return netlink.wait(check, 60)
+
+    started = time.monotonic()
+    assert lab.pod.call(wait)
+    assert time.monotonic() - started < 30
+    assert not looks[0]
 
 
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])

@@ -64,6 +64,8 @@ def test_everything_is_told_in_one_go() -> None:
         ("macvlan0", (ETH0,), "no such interface (there are eth0)"),
         ("macvlan0", (replace(ETH0, loopback=True),), "no such interface (there are none)"),
         ("lo", (ETH0, MACVLAN0), "this is the loopback interface"),
+        ("macvlan0", (ETH0, replace(MACVLAN0, mac="")), "this is no Ethernet interface"),
+        ("eth0", (ETH0, MACVLAN0), "this is the pod's only network"),
     ],
 )
 def test_an_interface_that_can_not_be_the_egress_one(
@@ -190,6 +192,20 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
                 "EGRESS_SOURCE: '203.0.113.99': another host has this address already; "
                 "reserve one address for each pod; a Deployment needs one replica and strategy "
                 "Recreate, so that the old pod has gone before the new one starts"
+            ),
+        ),
+        (
+            obstacles.failed(OSError("no interface with this name"), V4),
+            (
+                "EGRESS_INTERFACE: 'macvlan0': the network failed on the way: no interface with "
+                "this name; look for something else that changes the pod's network"
+            ),
+        ),
+        (
+            obstacles.not_undone(SetLink("macvlan0", up=False), REFUSED),
+            (
+                "'ip link set macvlan0 down': could not be undone: Nexthop has invalid gateway; "
+                "delete the pod"
             ),
         ),
         (
