@@ -56,6 +56,8 @@ DEFAULT_PACE = Pace()
 
 # A packet that says anything about addresses is far shorter.
 _LONGEST = 2048
+# More frames than a socket holds with the default net.core.rmem_default.
+_QUEUED = 1000
 
 
 class Wire:
@@ -116,7 +118,13 @@ class Wire:
 
     def pending(self) -> Iterator[Heard]:
         """What was heard and not read yet."""
-        return self._listen(0, _never)
+        for opened in self._sockets.values():
+            # Bounded, for a neighbour may send faster than this is read.
+            for _ in range(_QUEUED):
+                try:
+                    yield from self._hear(opened)
+                except BlockingIOError:
+                    break
 
     def _send(self, frame: Frame) -> None:
         destination = (self._interface, frame.ethertype, 0, 0, frame.destination)
@@ -125,15 +133,18 @@ class Wire:
     def _listen(self, duration_s: float, enough: Callable[[], bool]) -> Iterator[Heard]:
         deadline = time.monotonic() + duration_s
         while not enough():
-            left_s = max(deadline - time.monotonic(), 0)
-            ready, _, _ = select.select(self._sockets.values(), (), (), left_s)
-            for readable in ready:
-                payload, (_, ethertype, _, _, sender) = readable.recvfrom(_LONGEST)
-                heard = hear(ethertype, sender, payload)
-                if heard is not None and heard.mac != self.mac:
-                    yield heard
-            if not ready and left_s == 0:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 return
+            for ready in select.select(self._sockets.values(), (), (), left_s)[0]:
+                yield from self._hear(ready)
+
+    def _hear(self, opened: socket.socket) -> Iterator[Heard]:
+        """The next frame, if others say something with it. Raises BlockingIOError without one."""
+        payload, (_, ethertype, _, _, sender) = opened.recvfrom(_LONGEST)
+        heard = hear(ethertype, sender, payload)
+        if heard is not None and heard.mac != self.mac:
+            yield heard
 
 
 def _never() -> bool:

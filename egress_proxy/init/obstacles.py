@@ -133,8 +133,7 @@ def find_warnings(state: State, settings: InitSettings) -> tuple[Problem, ...]:
     for source in settings.sources:
         warnings.extend(_way_back_warnings(state, link, source))
         warnings.extend(_address_warnings(state, link, source))
-        if source.version == IPV6:
-            warnings.extend(_advertisement_warnings(state, link))
+    warnings.extend(_advertisement_warnings(state, link, settings))
     return tuple(warnings)
 
 
@@ -177,14 +176,18 @@ def _address_warnings(state: State, link: Link, source: Source) -> Iterator[Prob
             )
 
 
-def _advertisement_warnings(state: State, link: Link) -> Iterator[Problem]:
-    if link.ipv6 is not None and link.ipv6.accept_ra and not state.sysctls_writable:
+def _advertisement_warnings(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
+    if link.ipv6 is None or link.ipv6.disable_ipv6 or not link.ipv6.accept_ra:
+        return
+    if not state.sysctls_writable:
+        addresses = ",".join(str(source.address) for source in settings.sources)
         yield Problem(
             variable=variables.INTERFACE.name,
             value=link.name,
-            reason="routers on the LAN may add addresses and routes of their own to it "
-            "(those of init win), and /proc/sys is read-only",
-            cure=_set_sysctl(link, "accept_ra"),
+            reason="routers on the LAN may add IPv6 addresses and routes of their own to it "
+            "(the routes of init win), and /proc/sys is read-only",
+            cure=f"{_set_sysctl(link, 'accept_ra')}; or set EGRESS_DNS_PROXY_SOURCE to "
+            f"{addresses} in the main container",
         )
 
 

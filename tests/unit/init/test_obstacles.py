@@ -5,14 +5,18 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 
 from egress_proxy.init import obstacles
 from egress_proxy.init.obstacles import find_obstacles, find_warnings
-from egress_proxy.init.state import Ipv6Sysctls, State
+from egress_proxy.init.state import Ipv6Sysctls, Link, State
 from egress_proxy.init.steps import PutAddress, PutRoute, PutRule, SetLink
 from tests.unit.init.iproute import ETH0, MACVLAN0, held, route, settings, state
+
+if TYPE_CHECKING:
+    from egress_proxy.init.settings import InitSettings
 
 POD = """
 address 192.0.2.10/24 dev eth0
@@ -27,12 +31,12 @@ V6 = settings("2001:db8:3::99/64", "2001:db8:3::1")
 TUNING = "for example with the CNI plugin tuning in the network attachment, or run init privileged"
 
 
-def told(observed: State, wanted: object = V4) -> list[str]:
-    return [str(problem) for problem in find_obstacles(observed, wanted)]  # type: ignore[arg-type]
+def told(observed: State, wanted: InitSettings = V4) -> list[str]:
+    return [str(problem) for problem in find_obstacles(observed, wanted)]
 
 
-def warned(observed: State, wanted: object = V4) -> list[str]:
-    return [str(problem) for problem in find_warnings(observed, wanted)]  # type: ignore[arg-type]
+def warned(observed: State, wanted: InitSettings = V4) -> list[str]:
+    return [str(problem) for problem in find_warnings(observed, wanted)]
 
 
 def test_nothing_stands_in_the_way() -> None:
@@ -69,10 +73,10 @@ def test_everything_is_told_in_one_go() -> None:
     ],
 )
 def test_an_interface_that_can_not_be_the_egress_one(
-    interface: str, links: tuple[object, ...], reason: str
+    interface: str, links: tuple[Link, ...], reason: str
 ) -> None:
     wanted = replace(V4, interface=interface)
-    [problem] = told(state(POD, *links), wanted)  # type: ignore[arg-type]
+    [problem] = told(state(POD, *links), wanted)
     assert problem == (
         f"EGRESS_INTERFACE: '{interface}': {reason}; with OpenShift SDN set the annotation "
         'pod.network.openshift.io/assign-macvlan: "true"; elsewhere attach a macvlan network '
@@ -102,16 +106,22 @@ def test_ipv6_that_is_off() -> None:
     assert told(state(POD, *links), V4) == []
 
 
-def test_advertisements_that_can_not_be_stopped() -> None:
+@pytest.mark.parametrize(
+    ("wanted", "address"), [(V4, "203.0.113.99"), (V6, "2001:db8:3::99")], ids=["IPv4", "IPv6"]
+)
+def test_advertisements_that_can_not_be_stopped(wanted: InitSettings, address: str) -> None:
+    """They matter for an IPv4 source too: the proxy could take their address for a reserved one."""
     links = (ETH0, replace(MACVLAN0, ipv6=Ipv6Sysctls(accept_ra=1)))
-    assert warned(state(POD, *links), V6) == [
-        (
-            "EGRESS_INTERFACE: 'macvlan0': routers on the LAN may add addresses and routes "
-            "of their own to it (those of init win), and /proc/sys is read-only; "
-            f"set net.ipv6.conf.macvlan0.accept_ra=0, {TUNING}"
-        )
-    ]
-    assert warned(state(POD, *links, sysctls_writable=True), V6) == []
+    [warning] = warned(state(POD, *links), wanted)
+    assert warning == (
+        "EGRESS_INTERFACE: 'macvlan0': routers on the LAN may add IPv6 addresses and routes of "
+        "their own to it (the routes of init win), and /proc/sys is read-only; "
+        f"set net.ipv6.conf.macvlan0.accept_ra=0, {TUNING}; "
+        f"or set EGRESS_DNS_PROXY_SOURCE to {address} in the main container"
+    )
+    assert warned(state(POD, *links, sysctls_writable=True), wanted) == []
+    off = (ETH0, replace(MACVLAN0, ipv6=Ipv6Sysctls(accept_ra=1, disable_ipv6=1)))
+    assert warned(state(POD, *off), wanted) == []
 
 
 def test_no_way_back() -> None:
