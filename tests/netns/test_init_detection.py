@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
@@ -95,20 +94,6 @@ def test_an_interface_that_goes_away_on_the_way(lab: Lab, arp: socket.socket) ->
     assert first.startswith("EGRESS_INTERFACE: 'macvlan0': the network failed on the way: ")
     assert all("could not be undone" in line for line in left)
     assert default_routes(lab.pod, 4) == [f"default via {NODE_TO_PODS.v4} dev eth0"]
-
-
-def test_a_neighbour_that_never_stops_talking_delays_nothing(lab: Lab, arp: socket.socket) -> None:
-    lab.pod.configure("macvlan0")
-    sent = probe(bytes(6), IPv4Address("203.0.113.98"))
-    with (
-        lab.pod.start(EGRESS_PROXY, "init", env=V4) as process,
-        ThreadPoolExecutor(max_workers=1) as waiting,
-    ):
-        status = waiting.submit(process.wait, timeout_s=20)
-        while not status.done():
-            arp.sendto(sent.payload, ("lan0", ETH_P_ARP, 0, 0, sent.destination))
-        assert status.result() == 0
-        assert process.wait_for("init.done")["duration_s"] < 5
 
 
 def test_three_probes_and_three_announcements_of_each_kind(lab: Lab, arp: socket.socket) -> None:
