@@ -211,7 +211,6 @@ os._exit(0)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="`run` leaves SIGCHLD as it finds it")
 def test_pid_1_buries_orphans(pod: Pod) -> None:
     with pod.proxy(
         EGRESS_DNS_PROXY_DESTINATION=DESTINATIONS, EGRESS_DNS_PROXY_SOURCE="any"
