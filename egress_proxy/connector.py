@@ -41,6 +41,9 @@ EXHAUSTED = frozenset(
         errno.EADDRNOTAVAIL,
     }
 )
+# What a RST means to a socket that was connected (tcp_reset in net/ipv4/tcp_input.c); one that was
+# not is refused.
+_RESET_SINCE = frozenset({errno.ECONNRESET, errno.EPIPE})
 _REASONS = {errno.ECONNREFUSED: Reason.CONNECT_REFUSED, errno.ETIMEDOUT: Reason.CONNECT_TIMEOUT}
 
 
@@ -202,8 +205,14 @@ class _Attempt:
         self.sock = sock
 
     def ready(self, events: int) -> None:
+        error_number = 0
         if events & ERROR:
-            self.race.lost(self, self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            error_number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error_number in _RESET_SINCE:
+            # It was connected, and what it sent before its RST may wait to be read.
+            error_number = 0
+        if error_number:
+            self.race.lost(self, error_number)
         else:
             self.race.won(self, events)
 

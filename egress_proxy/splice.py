@@ -81,15 +81,16 @@ class Relay:
     """Both directions between `client` and `upstream`, two connected non-blocking sockets.
 
     Both must have SO_OOBINLINE set and be watched already. `touched` is the reactor's time at
-    which an octet or a FIN moved last.
+    which an octet or a FIN moved last; `cause` says which side broke first, if one did.
     """
 
     __slots__ = (
         "_client",
         "_flush_timer",
         "_owner",
-        "_reset_reason",
+        "_resetting",
         "_upstream",
+        "cause",
         "down",
         "ended",
         "engine",
@@ -110,8 +111,9 @@ class Relay:
         self._upstream = upstream
         self._owner = owner
         self.reactor = engine.reactor
-        self._reset_reason: Reason | None = None
+        self._resetting = False
         self._flush_timer: asyncio.TimerHandle | None = None
+        self.cause: Reason | None = None
         self.ended = False
         self.touched = engine.reactor.now
         self.up = Flow(self, client, upstream, Reason.CLIENT_RESET)
@@ -134,11 +136,11 @@ class Relay:
         return not (self.up.open and self.down.open)
 
     def abort(self, reason: Reason) -> None:
-        """End both sides with a RST, now."""
+        """End both sides with a RST, now; a side that has broken before is the true reason."""
         if not self.ended:
             reset_on_close(self._client)
             reset_on_close(self._upstream)
-            self._end(reason)
+            self._end(self.cause or reason)
 
     def finished(self, flow: Flow) -> None:
         """`flow` has read its source's FIN and delivered everything before it."""
@@ -156,11 +158,13 @@ class Relay:
     def broken(self, flow: Flow) -> None:
         """`flow`'s source is broken, and what it sent is on its way: let a RST follow."""
         flow.open = False
-        if self._reset_reason is None:
-            self._reset_reason = flow.reset_reason
-            self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
+        self.cause = self.cause or flow.reset_reason
+        if self._resetting:
+            # The other side has broken too: there is no ACK to wait for.
+            self.abort(self.cause)
         else:
-            self.abort(self._reset_reason)
+            self._resetting = True
+            self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
 
     def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:
         # A RST makes both kernels drop what is under way, so it waits for the sink's ACKs. No
@@ -170,7 +174,7 @@ class Relay:
                 delay_s, self._reset_once_acknowledged, sink, min(2 * delay_s, _FLUSH_POLL_MAX_S)
             )
         else:
-            self.abort(self._reset_reason or Reason.ERROR)
+            self.abort(Reason.ERROR)
 
     def _end(self, reason: Reason) -> None:
         self.ended = True
@@ -248,7 +252,7 @@ class Flow:
             if events & PEER_FINISHED:
                 self._source_finished = True
             if events & URGENT:
-                self._short_read_drains = False
+                self._short_read_drains = self._bulk = False
         if events & OUT and self.opposite.blocked:
             self.opposite.move()
         if events & IN:
@@ -262,6 +266,7 @@ class Flow:
     def source_broke(self) -> None:
         """Nothing can reach the source any more; what it sent before may still be unread."""
         self.opposite.stop()
+        self._relay.cause = self._relay.cause or self.reset_reason
         self._source_broken = True
         # Read on until recv itself says that there is no more.
         self._short_read_drains = False
