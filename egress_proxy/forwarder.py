@@ -124,17 +124,18 @@ class Forwarder:
 
     def close(self) -> None:
         """Give the port up; established connections go on."""
-        if self.listening:
-            self.listening = False
+        was_listening, self.listening = self.listening, False
+        if was_listening:
             self.plant.admission.gates.remove(self)
             if not self.plant.admission.paused:
                 self.pause()
-            self.plant.observer.observe(
-                ListenerClosed(listener=self.destination.port, destination=self.name)
-            )
         for sock in self._listeners:
             sock.close()
         self._listeners.clear()
+        if was_listening:
+            self.plant.observer.observe(
+                ListenerClosed(listener=self.destination.port, destination=self.name)
+            )
 
     def accept(self, listener: socket.SocketType) -> None:
         """Take one client out of the backlog, if one is still there."""
