@@ -1,9 +1,10 @@
 """A scripted DNS server: a zone that a test changes while it runs, and a list of what was asked.
 
 It has one address, on UDP and TCP, and answers from `DnsServer.zone` alone; what the zone does not
-have does not exist (NXDOMAIN). An answer can be held back until the test lets it go, which is also
-how a server falls silent. It knows no delegation, no EDNS and no types but A, AAAA and CNAME. The
-wire format is dnspython's, so that it is not this project's idea of it.
+have does not exist (NXDOMAIN). That, and what is empty, may be remembered for `NEGATIVE_TTL_S`, as
+real zones say in their SOA record. An answer can be held back until the test lets it go, which is
+also how a server falls silent. It knows no delegation, no EDNS and no types but A, AAAA and CNAME.
+The wire format is dnspython's, so that it is not this project's idea of it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 Transport = Literal["udp", "tcp"]
+
+# RFC 2308: for how long "no" may be remembered.
+NEGATIVE_TTL_S = 300
 
 # The largest UDP payload there is; a query is far smaller.
 _DATAGRAM_BYTES = 65535
@@ -80,6 +84,9 @@ def answer(
             dns.rrset.from_text(owner, entry.ttl_s, "IN", RdataType.CNAME, alias.to_text())
         )
         owner = alias
+    if not response.answer and response.rcode() in {Rcode.NOERROR, Rcode.NXDOMAIN}:
+        soa = f"ns.invalid. admin.invalid. 1 3600 600 86400 {NEGATIVE_TTL_S}"
+        response.authority.append(dns.rrset.from_text(".", NEGATIVE_TTL_S, "IN", "SOA", soa))
     return response
 
 
@@ -196,7 +203,8 @@ class DnsServer:
         query = Query(_key(question.name), RdataType(question.rdtype).name, transport)
 
         def reply() -> None:
-            send(answer(request, self.zone, transport).to_wire())
+            # What fits a datagram is for the zone to say, not for the size that the client offers.
+            send(answer(request, self.zone, transport).to_wire(max_size=_DATAGRAM_BYTES))
 
         with self._news:
             self.queries.append(query)
