@@ -94,8 +94,8 @@ class Deployment:
         self._security = security
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            self._resolv_conf = directory / "resolv.conf"
-            self._resolv_conf.write_text(RESOLV_CONF)
+            self.resolv_conf = directory / "resolv.conf"
+            self.resolv_conf.write_text(RESOLV_CONF)
             address = CLUSTER_DNS.v4, 53
             self.dns = stack.enter_context(
                 DnsServer(lab.node.bind(*address), lab.node.listen(*address))
@@ -133,11 +133,14 @@ class Deployment:
         assert (done.returncode, done.stderr) == (0, ""), done
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def start(self) -> Process:
+    def start(self, **more_env: str) -> Process:
         """Start the main container; it ends with the deployment at the latest."""
         return self._stack.enter_context(
             self.lab.pod.start(
-                EGRESS_PROXY, "run", env=RUN_ENV, container=self._container(self._security.main)
+                EGRESS_PROXY,
+                "run",
+                env=RUN_ENV | more_env,
+                container=self._container(self._security.main),
             )
         )
 
@@ -153,4 +156,4 @@ class Deployment:
         return client, upstream
 
     def _container(self, container: Container) -> Container:
-        return dataclasses.replace(container, resolv_conf=str(self._resolv_conf))
+        return dataclasses.replace(container, resolv_conf=str(self.resolv_conf))

@@ -79,11 +79,11 @@ class Peer:
 class Listener:
     """An upstream that accepts."""
 
-    def __init__(self, address: str = "127.0.0.1", backlog: int = 128) -> None:
+    def __init__(self, address: str = "127.0.0.1", backlog: int = 128, port: int = 0) -> None:
         self.sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
         self.sock.setblocking(False)
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        self.sock.bind((address, 0))
+        self.sock.bind((address, port))
         self.sock.listen(backlog)
         self.address: tuple[str, int] = self.sock.getsockname()[:2]
 
