@@ -4,18 +4,25 @@
 lately. A `Race` tries them for one client (RFC 8305, Happy Eyeballs): the next address when one
 fails, or after `ATTEMPT_DELAY_S` of silence, until one answers or the time is up. Only one socket
 survives; no octet of the client is sent before that.
+
+Clients find out what fails, and nobody else asks (but see `health`): an address that refuses, is
+silent, or is beaten by one that was tried later goes to the back. When its penalty is over, one
+client begins with it, and the others wait for what becomes of that.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from dataclasses import dataclass
+from itertools import chain, zip_longest
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.addresses import family_of
 from egress_proxy.reactor import ERROR
-from egress_proxy.records import Reason
+from egress_proxy.records import Observer, Reason, UpstreamFailed, UpstreamRecovered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +33,9 @@ if TYPE_CHECKING:
 # RFC 8305 section 5, "Connection Attempt Delay": how long a silent address holds up the next one.
 ATTEMPT_DELAY_S = 0.25
 # A refused or unreachable address goes to the back for so long.
-_PENALTY_S = 10.0
+PENALTY_S = 10.0
+# Sockets of one race at a time: with many silent addresses, the oldest makes room.
+_ATTEMPTS_AT_ONCE = 3
 
 # linux/in.h: choose the port at connect, where it need only be unique for the remote address.
 _IP_BIND_ADDRESS_NO_PORT = 24
@@ -48,45 +57,87 @@ _REASONS = {errno.ECONNREFUSED: Reason.CONNECT_REFUSED, errno.ETIMEDOUT: Reason.
 
 
 class Endpoint:
-    """One remote address and port; it counts as failed until `failed_until` (monotonic seconds)."""
+    """One remote address and port.
 
-    __slots__ = ("address", "failed_until", "family", "sockaddr")
+    It is at the back until `failed_until` (monotonic seconds), which is 0 when its last attempt
+    was a good one.
+    """
 
-    def __init__(self, address: Address, port: int) -> None:
+    __slots__ = ("_upstreams", "address", "failed_until", "family", "sockaddr")
+
+    def __init__(self, address: Address, port: int, upstreams: Upstreams) -> None:
         self.address = address
         self.family = family_of(address)
         self.sockaddr = (str(address), port)
         self.failed_until = 0.0
+        self._upstreams = upstreams
+
+    def fail(self, now: float, error: str, penalty_s: float = PENALTY_S) -> None:
+        """Go to the back; told when it did not stand there before."""
+        if not self.failed_until:
+            self._upstreams.observer.observe(
+                UpstreamFailed(
+                    destination=self._upstreams.destination,
+                    address=str(self.address),
+                    error=error,
+                    retry_s=penalty_s,
+                )
+            )
+        self.failed_until = now + penalty_s
+
+    def succeed(self) -> None:
+        if self.failed_until:
+            self.failed_until = 0.0
+            self._upstreams.observer.observe(
+                UpstreamRecovered(
+                    destination=self._upstreams.destination, address=str(self.address)
+                )
+            )
 
 
 class Upstreams:
-    """The endpoints of one destination, handed out in rotation."""
+    """The endpoints of one destination, handed out in rotation.
 
-    def __init__(self, port: int) -> None:
+    `destination` is its name in records, `port` the remote one.
+    """
+
+    def __init__(self, destination: str, port: int, observer: Observer) -> None:
+        self.destination = destination
+        self.observer = observer
+        self.endpoints: list[Endpoint] = []
         self._port = port
-        self._endpoints: list[Endpoint] = []
         self._turn = 0
 
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        return tuple(endpoint.address for endpoint in self._endpoints)
-
     def replace(self, addresses: Iterable[Address]) -> None:
-        """Use `addresses` from now on; what is known of those that stay is kept."""
-        known = {endpoint.address: endpoint for endpoint in self._endpoints}
-        self._endpoints = [
-            known.get(address) or Endpoint(address, self._port) for address in addresses
-        ]
+        """Use `addresses` from now on; what is known of those that stay is kept.
+
+        The families alternate (RFC 8305 section 4), so that a broken one costs one attempt.
+        """
+        known = {endpoint.address: endpoint for endpoint in self.endpoints}
+        by_family: dict[int, list[Endpoint]] = {}
+        for address in addresses:
+            endpoint = known.get(address) or Endpoint(address, self._port, self)
+            by_family.setdefault(endpoint.family, []).append(endpoint)
+        rows = zip_longest(*by_family.values())
+        self.endpoints = [endpoint for endpoint in chain.from_iterable(rows) if endpoint]
 
     def in_order(self, now: float) -> Sequence[Endpoint]:
         """All endpoints for one more client: the next in turn first, lately failed ones last."""
-        endpoints = self._endpoints
+        endpoints = self.endpoints
         if len(endpoints) < 2:  # noqa: PLR2004 - there is no order of one
             return endpoints
-        self._turn = (self._turn + 1) % len(endpoints)
-        rotated = endpoints[self._turn :] + endpoints[: self._turn]
-        rotated.sort(key=lambda endpoint: endpoint.failed_until > now)
-        return rotated
+        healthy = [endpoint for endpoint in endpoints if endpoint.failed_until <= now]
+        # In turn among those that answer: the others would leave their turns to a neighbour.
+        ring = healthy or endpoints
+        self._turn = (self._turn + 1) % len(ring)
+        order = ring[self._turn :] + ring[: self._turn]
+        if len(order) < len(endpoints):
+            order += [endpoint for endpoint in endpoints if endpoint.failed_until > now]
+        first = order[0]
+        if first.failed_until:
+            # On trial: until it answers this client, it stays at the back for the others.
+            first.failed_until = now + PENALTY_S
+        return order
 
 
 class Waiter(Protocol):
@@ -144,10 +195,12 @@ class Race:
         """Try one endpoint more; with none left and none running, the race is lost."""
         for endpoint in self._left:
             self.attempts += 1
+            if len(self._running) == _ATTEMPTS_AT_ONCE:
+                self._give_up(self._running.pop(0), errno.ETIMEDOUT)
             try:
                 sock = self._connector.open(endpoint)
             except OSError as error:
-                self._note(endpoint, error.errno or 0)
+                self._note(endpoint, error.errno or errno.EIO)
                 if error.errno in EXHAUSTED:
                     break
                 continue
@@ -165,9 +218,8 @@ class Race:
 
     def time_out(self) -> None:
         """Give up: every endpoint that has not answered counts as failed."""
-        for attempt in self._running:
-            self._note(attempt.endpoint, errno.ETIMEDOUT)
-        self.cancel()
+        while self._running:
+            self._give_up(self._running.pop(), errno.ETIMEDOUT)
         self._waiter.unconnected(Reason.CONNECT_TIMEOUT, errno.ETIMEDOUT)
 
     def cancel(self) -> None:
@@ -177,32 +229,47 @@ class Race:
         self._running.clear()
 
     def won(self, attempt: _Attempt, events: int) -> None:
-        attempt.endpoint.failed_until = 0.0
+        attempt.endpoint.succeed()
         self._running.remove(attempt)
-        self.cancel()
+        if self._running:
+            self._pass_over(attempt)
+            self.cancel()
         self._waiter.connected(attempt.sock, attempt.endpoint, events)
 
     def lost(self, attempt: _Attempt, error_number: int) -> None:
         self._running.remove(attempt)
+        self._give_up(attempt, error_number)
+        self.start_next()
+
+    def _pass_over(self, winner: _Attempt) -> None:
+        """Send to the back who had its time and more of it than `winner`."""
+        now = monotonic()
+        for attempt in self._running:
+            before = attempt.started_at < winner.started_at
+            if before and now - attempt.started_at >= ATTEMPT_DELAY_S:
+                attempt.endpoint.fail(now, "silent while another address answered")
+
+    def _give_up(self, attempt: _Attempt, error_number: int) -> None:
         self._connector.reactor.close(attempt.sock)
         self._note(attempt.endpoint, error_number)
-        self.start_next()
 
     def _note(self, endpoint: Endpoint, error_number: int) -> None:
         self._error_number = error_number
         if error_number not in EXHAUSTED:
-            endpoint.failed_until = self._connector.reactor.now + _PENALTY_S
+            # Not the reactor's time: a timer may have found this out, long after its last batch.
+            endpoint.fail(monotonic(), os.strerror(error_number))
 
 
 class _Attempt:
     """One socket of a race."""
 
-    __slots__ = ("endpoint", "race", "sock")
+    __slots__ = ("endpoint", "race", "sock", "started_at")
 
     def __init__(self, race: Race, endpoint: Endpoint, sock: socket.SocketType) -> None:
         self.race = race
         self.endpoint = endpoint
         self.sock = sock
+        self.started_at = monotonic()
 
     def ready(self, events: int) -> None:
         error_number = 0
@@ -217,4 +284,4 @@ class _Attempt:
             self.race.won(self, events)
 
     def fail(self) -> None:
-        self.race.lost(self, 0)
+        self.race.lost(self, errno.EIO)

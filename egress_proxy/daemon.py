@@ -20,8 +20,11 @@ from egress_proxy import __version__, addresses
 from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission, maximum_connections, raise_descriptor_limit
 from egress_proxy.connector import Connector
+from egress_proxy.destinations import Denials
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.forwarder import Forwarder, Plant, Rules
+from egress_proxy.forwarder import Connection, Forwarder, Plant, Rules
+from egress_proxy.health import HealthChecks
+from egress_proxy.names import NameKeeper
 from egress_proxy.pipes import PipePool
 from egress_proxy.reactor import Reactor
 from egress_proxy.records import (
@@ -32,13 +35,14 @@ from egress_proxy.records import (
     Observer,
     Reason,
 )
-from egress_proxy.resolver import NameKeeper, Resolver
+from egress_proxy.resolver import Resolver
 from egress_proxy.settings import DESTINATION, LISTEN, SOURCE
 from egress_proxy.splice import Engine
 from egress_proxy.wheel import Wheel
+from egress_proxy.withdrawals import Withdrawals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from egress_proxy.addresses import Interfaces
     from egress_proxy.destinations import Destination
@@ -112,7 +116,14 @@ class Daemon:
             observer=observer,
         )
         self._resolver = Resolver(settings.nameservers, self._families(interfaces))
+        self._denials = Denials(
+            loopback_allowed=settings.source == "any",
+            networks=settings.deny,
+            own=frozenset(address for entries in interfaces.values() for address in entries),
+            listening=frozenset(destination.port for destination in settings.destinations),
+        )
         self._keepers: dict[str, NameKeeper] = {}
+        self._withdrawals: list[Withdrawals] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._forwarders: list[Forwarder] = []
 
@@ -152,6 +163,7 @@ class Daemon:
         problems: list[Problem] = []
         for destination in self._settings.destinations:
             problems += _source_problems(destination, self._sources)
+            problems += _loop_problems(destination, self._denials)
             forwarder = Forwarder(self._plant, rules, destination)
             self._forwarders.append(forwarder)
             for point in self._listen:
@@ -183,6 +195,16 @@ class Daemon:
             for keeper in self._keepers.values()
         ]
         self._tasks.append(asyncio.create_task(self._announce_ready(), name="announce ready"))
+        self._tasks.append(
+            asyncio.create_task(self._resolver.watch(self._ask_again), name="watch resolv.conf")
+        )
+        if self._settings.health_interval_s:
+            checks = HealthChecks(
+                self._plant.connector,
+                lambda: (forwarder.upstreams for forwarder in self._forwarders),
+                self._settings.health_interval_s,
+            )
+            self._tasks.append(asyncio.create_task(checks.run(), name="check health"))
         # What lives until the end need not be looked at by the garbage collector again.
         gc.collect()
         gc.freeze()
@@ -194,9 +216,26 @@ class Daemon:
                 name,
                 self._resolver.lookup,
                 self._observer,
-                loopback_allowed=self._settings.source == "any",
+                self._denials,
             )
+            if self._settings.withdrawn_timeout_s:
+                withdrawals = Withdrawals(
+                    name,
+                    self._sessions,
+                    self._settings.withdrawn_timeout_s,
+                    asyncio.get_running_loop(),
+                )
+                self._keepers[name].tell(withdrawals.use)
+                self._withdrawals.append(withdrawals)
         return self._keepers[name]
+
+    def _sessions(self) -> Iterator[Connection]:
+        return (member for member in self._plant.wheel if isinstance(member, Connection))
+
+    def _ask_again(self) -> None:
+        """Ask for every name: the name servers may be others now."""
+        for keeper in self._keepers.values():
+            keeper.refresh()
 
     async def _announce_ready(self) -> None:
         for keeper in self._keepers.values():
@@ -247,6 +286,8 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for withdrawals in self._withdrawals:
+            withdrawals.stop()
         await self._resolver.close()
         for forwarder in self._forwarders:
             forwarder.close()
@@ -296,6 +337,22 @@ def _source_problems(destination: Destination, sources: dict[int, str]) -> list[
             value=str(host),
             reason=f"there is no IPv{host.version} source address to reach it from",
             cure=f"give the egress interface one, or set {SOURCE.name}",
+        )
+    ]
+
+
+def _loop_problems(destination: Destination, denials: Denials) -> list[Problem]:
+    host = destination.host
+    reason = None if isinstance(host, str) else denials.reason(host, (destination.remote_port,))
+    if reason is None:
+        return []
+    return [
+        Problem(
+            variable=DESTINATION.name,
+            line=destination.line,
+            value=str(destination),
+            reason=f"{reason} is never connected to",
+            cure="write the remote host's own address",
         )
     ]
 

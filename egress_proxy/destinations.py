@@ -8,8 +8,8 @@ Deliberately not here: wildcards, port ranges, URLs, and names of one label, whi
 egress router refused too. Nothing is resolved. Every line is judged on its own and all problems
 are told in one go; the work is linear in the text, which may have `MAX_OCTETS`.
 
-`denied_reason` is the one judge of addresses that are never connected to. It is used here for
-the addresses that the admin wrote, and again for each address that a name resolves to.
+`Denials` is the one judge of addresses that are never connected to. It is used here for the
+addresses that the admin wrote, and again for each address that a name resolves to.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from egress_proxy.errors import ConfigurationError, Problem
-from egress_proxy.variables import Address, RefusedError
+from egress_proxy.variables import Address, Network, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
 
 MAX_OCTETS = 1 << 20
 
@@ -53,6 +57,8 @@ _NEVER_REMOTE = tuple(
 )
 # RFC 6052 section 2.1: a translator sends such a packet on to the IPv4 address in the last 32 bits.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# RFC 3056 section 2: 6to4 sends such a packet, wrapped, to the IPv4 address behind the 2002.
+_6TO4 = ipaddress.IPv6Network("2002::/16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +80,48 @@ class Destination:
         return f"{self.host}:{self.remote_port}"
 
 
-def denied_reason(address: Address, *, loopback_allowed: bool = False) -> str | None:
-    """Why `address` is never connected to, or None: it leads to the pod, its node or nowhere."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denials:
+    """What is never connected to, whoever says so.
+
+    `networks` are the admin's. `own` are the pod's addresses, to which only the ports in
+    `listening` are denied: a connection to one of the proxy's own listeners would come back to it.
+    """
+
+    loopback_allowed: bool = False
+    networks: tuple[Network, ...] = ()
+    own: frozenset[Address] = frozenset()
+    listening: frozenset[int] = frozenset()
+
+    def reason(self, address: Address, ports: Collection[int] = ()) -> str | None:
+        """Why nothing connects to `address` on any of `ports`, or None."""
+        for form in _forms(address):
+            reason = next((reason for network, reason in _NEVER_REMOTE if form in network), None)
+            if reason is not None and not (self.loopback_allowed and reason is _LOOPBACK):
+                return reason
+            for denied in self.networks:
+                if form in denied:
+                    return f"an address of the denied network {denied}"
+            # All of 127.0.0.0/8 leads to whoever listens on every address.
+            if (form in self.own or form.is_loopback) and not self.listening.isdisjoint(ports):
+                return "one of the proxy's own listeners"
+        return None
+
+
+def _forms(address: Address) -> Iterator[Address]:
+    """`address`, and the IPv4 address that a packet to it ends up at."""
+    yield address
     if address in _NAT64:
-        address = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    for network, reason in _NEVER_REMOTE:
-        if address in network:
-            return None if loopback_allowed and reason is _LOOPBACK else reason
-    return None
+        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    elif address in _6TO4:
+        yield ipaddress.IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
+
+
+NEVER_REMOTE = Denials()
 
 
 def parse_destinations(
-    text: str, *, variable: str, loopback_allowed: bool = False
+    text: str, *, variable: str, denials: Denials = NEVER_REMOTE
 ) -> tuple[Destination, ...]:
     """The destinations in `text`, at least one, in their order.
 
@@ -106,7 +142,7 @@ def parse_destinations(
     # Windows editors begin a file with a byte order mark.
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         try:
-            destination = _parse_line(line.removesuffix("\r"), number, loopback_allowed)
+            destination = _parse_line(line.removesuffix("\r"), number, denials)
             if destination is None:
                 continue
             _claim_port(destination, by_port)
@@ -133,7 +169,7 @@ def parse_destinations(
     return tuple(by_port.values())
 
 
-def _parse_line(line: str, number: int, loopback_allowed: bool) -> Destination | None:
+def _parse_line(line: str, number: int, denials: Denials) -> Destination | None:
     fields = _split_fields(line)
     if not fields:
         return None
@@ -147,7 +183,7 @@ def _parse_line(line: str, number: int, loopback_allowed: bool) -> Destination |
     port = _parse_port(fields[0], "the listening port")
     host = _parse_host(fields[1])
     if not isinstance(host, str):
-        reason = denied_reason(host, loopback_allowed=loopback_allowed)
+        reason = denials.reason(host)
         if reason:
             raise RefusedError(
                 f"{reason} is never connected to", "write the remote host's own address", fields[1]

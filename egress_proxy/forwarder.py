@@ -81,10 +81,14 @@ class Forwarder:
         self.rules = rules
         self.destination = destination
         self.name = str(destination)
-        self.upstreams = Upstreams(destination.remote_port)
+        self.upstreams = Upstreams(self.name, destination.remote_port, plant.observer)
         self.on_all_failed: Callable[[], None] = _nothing
         self.listening = False
         self._listeners: list[socket.SocketType] = []
+
+    @property
+    def remote_port(self) -> int:
+        return self.destination.remote_port
 
     def bind(self, point: ListenPoint) -> None:
         """Take the port at `point`; until `use`, clients are refused. Raises `OSError`."""
@@ -238,6 +242,16 @@ class Connection:
         self._relay: Relay | None = None
         self._race: Race | None = None
         self._over = False
+
+    @property
+    def host(self) -> Address | str:
+        """What the admin wrote: whose addresses this connection may go to."""
+        return self._forwarder.destination.host
+
+    @property
+    def address(self) -> Sequence[object] | None:
+        """The upstream's socket address; None before there is one."""
+        return self._address
 
     def begin(self) -> None:
         """Connect to the destination; the client's octets wait in the kernel meanwhile."""

@@ -37,6 +37,7 @@ class Reason(enum.StrEnum):
     CLIENT_GONE = "client_gone"
     DENIED_CLIENT = "denied_client"
     DENIED_ADDRESS = "denied_address"
+    WITHDRAWN = "withdrawn"
     DRAINED = "drained"
     ERROR = "error"
 
@@ -131,6 +132,27 @@ class DestinationDenied(Record, frozen=True, kw_only=True):
     destination: str
     address: str
     error: str
+
+
+class UpstreamFailed(Record, frozen=True, kw_only=True):
+    """An address of a destination goes to the back; a client tries it again in `retry_s`."""
+
+    event: ClassVar[str] = "upstream.failed"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    destination: str
+    address: str
+    error: str
+    retry_s: float
+
+
+class UpstreamRecovered(Record, frozen=True, kw_only=True):
+    """An address that had failed answers again."""
+
+    event: ClassVar[str] = "upstream.recovered"
+
+    destination: str
+    address: str
 
 
 class ListenerOpened(Record, frozen=True, kw_only=True):

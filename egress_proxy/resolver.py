@@ -1,52 +1,49 @@
-"""Names become addresses, and stay fresh.
+"""Names become addresses: one question, one answer, over c-ares.
 
-`Resolver` asks once; `NameKeeper` asks again whenever an answer grows old, and never lets a
-failure take away what a good answer gave: an outage of DNS must not become one of the egress.
+`Resolver` asks for a name as it is, then with the search list of resolv.conf behind it, over UDP
+and, where an answer is truncated, over TCP. It remembers nothing: when to ask again is decided by
+`names.NameKeeper`. c-ares would keep answers for their TTL, and empty ones for longer than a pod
+should stay without an address, so its memory is emptied after every answer.
 
-Trust boundary: an answer is data from outside. Addresses that are never connected to
-(`destinations.denied_reason`) are dropped here, so that nothing behind this module sees them.
+Not here: retries (c-ares has its own, and the keeper's backoff comes after), DNSSEC, DNS over TLS,
+and a second resolver for when c-ares can't reach a server: libc would ask the same ones, in a
+thread that nothing can end, and tell no TTL.
+
+Trust boundary: an answer is data from outside. Who uses it judges its addresses
+(`destinations.Denials`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
-import random
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import aiodns
-
-from egress_proxy.destinations import denied_reason
-from egress_proxy.records import (
-    DestinationChanged,
-    DestinationDenied,
-    DestinationResolved,
-    DestinationStale,
-    DestinationUnresolved,
-    Observer,
-)
+import pycares
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from egress_proxy.variables import Address
 
-# An answer is asked for again when its TTL runs out, but neither in a storm nor after hours.
-_TTL_FLOOR_S = 5.0
-_TTL_CEILING_S = 300.0
-# Up to so much of the TTL on top, so that names of one answer time don't stay in step.
-_JITTER = 0.1
-_RETRY_FIRST_S = 1.0
-_RETRY_LAST_S = 30.0
-# An early refresh comes at most once in so long.
-_EARLY_S = 1.0
+RESOLV_CONF = Path("/etc/resolv.conf")
+
 # ares_getaddrinfo(3), ARES_AI_NOSORT in ares.h: keep the order of the answer. c-ares would open a
 # socket to each address to sort them.
 _ARES_AI_NOSORT = 1 << 7
-# For one look-up, with all its servers, retries and the search list.
-_LOOKUP_TIMEOUT_S = 10.0
+# A name may have as many as fit into 64 KiB; more than these are of no use to a rotation.
+MAX_ADDRESSES = 256
+# How often resolv.conf is looked at: what c-ares watches by inotify, it does not see where there
+# are no watches left, or where a container has the file from elsewhere.
+WATCH_S = 2.0
+
+# What c-ares says of servers that can't be reached or do not answer.
+_UNREACHED = frozenset({aiodns.error.ARES_ECONNREFUSED, aiodns.error.ARES_ETIMEOUT})
 
 
 class LookupFailedError(Exception):
@@ -61,6 +58,21 @@ class Answer:
     ttl_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What look-ups may take.
+
+    `lookup_s` is for one of them, with all its servers, retries and the search list. Those beyond
+    `at_once` wait for a place: a large configuration is no burst on the cluster's DNS. `forget_s`
+    after an answer c-ares forgets it, in a thread and within milliseconds; the same name is not
+    asked for again before a second has passed (names.EARLY_S).
+    """
+
+    lookup_s: float = 10.0
+    at_once: int = 64
+    forget_s: float = 0.25
+
+
 class Lookup(Protocol):
     """Asks for a name once."""
 
@@ -68,159 +80,136 @@ class Lookup(Protocol):
         """The answer; raises `LookupFailedError`."""
 
 
-class Port(Protocol):
-    """What uses addresses; it calls `on_all_failed` when none of them answers."""
-
-    on_all_failed: Callable[[], None]
-
-    def use(self, addresses: Sequence[Address]) -> None: ...
-
-
 class Resolver:
-    """One c-ares channel for the whole process (several would each hold an inotify watch).
+    """One c-ares channel for the whole process (each holds a thread and an inotify watch).
 
-    `nameservers` are ``address:port`` texts; none means resolv.conf's. Only addresses of
-    `families` are asked for.
+    `nameservers` are ``address:port`` texts; none means those of resolv.conf, which c-ares reads by
+    itself: `resolv_conf` is the file that is watched for changes. Only addresses of `families` are
+    asked for.
     """
-
-    def __init__(self, nameservers: tuple[str, ...], families: Collection[int]) -> None:
-        self._family = socket.AF_UNSPEC if len(families) > 1 else socket.AddressFamily(*families)
-        # With ndots:1 a name of two labels is asked for as it is before the search list, which
-        # Kubernetes' usual ndots:5 would put first.
-        self._channel = aiodns.DNSResolver(nameservers or None, ndots=1)
-
-    async def lookup(self, name: str) -> Answer:
-        """The answer; raises `LookupFailedError`."""
-        try:
-            async with asyncio.timeout(_LOOKUP_TIMEOUT_S):
-                result = await self._channel.getaddrinfo(
-                    name,
-                    family=self._family,
-                    type=socket.SOCK_STREAM,
-                    flags=_ARES_AI_NOSORT,
-                )
-        except aiodns.error.DNSError as error:
-            raise LookupFailedError(error.args[1]) from None
-        except TimeoutError:
-            raise LookupFailedError(f"no answer within {_LOOKUP_TIMEOUT_S:.0f} s") from None
-        if not result.nodes:
-            raise LookupFailedError("the answer holds no address")
-        return Answer(
-            addresses=tuple(
-                dict.fromkeys(ipaddress.ip_address(node.addr[0].decode()) for node in result.nodes)
-            ),
-            ttl_s=min(node.ttl for node in result.nodes),
-        )
-
-    async def close(self) -> None:
-        await self._channel.close()
-
-
-class NameKeeper:
-    """Keeps the addresses of one name fresh for all ports that lead to it."""
 
     def __init__(
         self,
-        name: str,
-        lookup: Lookup,
-        observer: Observer,
+        nameservers: tuple[str, ...],
+        families: Collection[int],
         *,
-        loopback_allowed: bool,
+        resolv_conf: Path = RESOLV_CONF,
+        bounds: Bounds = Bounds(),
     ) -> None:
-        self.name = name
-        self.addresses: tuple[Address, ...] = ()
-        self._lookup = lookup
-        self._observer = observer
-        self._ports: list[Port] = []
-        self._loopback_allowed = loopback_allowed
-        self._retry_s = _RETRY_FIRST_S
-        self._wanted = asyncio.Event()
-        self.asked = asyncio.Event()
+        self._nameservers = nameservers
+        self._family = socket.AF_UNSPEC if len(families) > 1 else socket.AddressFamily(*families)
+        self._resolv_conf = resolv_conf
+        self._bounds = bounds
+        self._seen = _version(resolv_conf)
+        self._places = asyncio.Semaphore(bounds.at_once)
+        self._forgetting: asyncio.TimerHandle | None = None
+        self._channel = self._open()
 
-    def serve(self, port: Port) -> None:
-        """Tell `port` the usable addresses, now and whenever they are others than before."""
-        self._ports.append(port)
-        port.on_all_failed = self.refresh
-        if self.addresses:
-            port.use(self.addresses)
+    def _open(self) -> _Channel:
+        # With ndots:1 a name of two labels is asked for as it is before the search list, which
+        # Kubernetes' usual ndots:5 would put first.
+        return _Channel(self._nameservers or None, ndots=1)
 
-    def refresh(self) -> None:
-        """Ask again soon: none of the addresses answers."""
-        self._wanted.set()
-
-    async def run(self) -> None:
-        """Ask, wait until the answer has grown old, ask again; until cancelled."""
-        while True:
-            wait_s = await self._ask()
-            self.asked.set()
-            self._wanted.clear()
-            await asyncio.sleep(_EARLY_S)
+    async def lookup(self, name: str) -> Answer:
+        """The answer; raises `LookupFailedError`, in bounded time once it has a place."""
+        async with self._places:
             try:
-                async with asyncio.timeout(wait_s - _EARLY_S):
-                    await self._wanted.wait()
+                async with asyncio.timeout(self._bounds.lookup_s):
+                    result = await self._ask(name)
+            except aiodns.error.DNSError as error:
+                raise LookupFailedError(self._explain(*error.args)) from None
             except TimeoutError:
-                pass
+                reason = self._explain(
+                    aiodns.error.ARES_ETIMEOUT, f"no answer within {self._bounds.lookup_s:g} s"
+                )
+                raise LookupFailedError(reason) from None
+            finally:
+                self._forget_soon()
+        return _read(result)
 
-    async def _ask(self) -> float:
-        """Ask once; the time in seconds until the next question."""
-        loop = asyncio.get_running_loop()
-        asked_at = loop.time()
-        try:
-            answer = await self._lookup(self.name)
-            usable = self._usable(answer)
-        except LookupFailedError as error:
-            return self._failed(str(error))
-        self._retry_s = _RETRY_FIRST_S
-        self._observer.observe(
-            DestinationResolved(
-                destination=self.name,
-                addresses=tuple(map(str, answer.addresses)),
-                ttl_s=answer.ttl_s,
-                lookup_s=loop.time() - asked_at,
-            )
+    async def watch(self, changed: Callable[[], None], *, interval_s: float = WATCH_S) -> None:
+        """Ask as resolv.conf says, and call `changed` when it says something else; until cancelled.
+
+        A file that is gone for a moment changes nothing.
+        """
+        while True:
+            await asyncio.sleep(interval_s)
+            seen = _version(self._resolv_conf)
+            # Out of descriptors, the next look finds the same change.
+            with contextlib.suppress(pycares.AresError):
+                if seen not in {None, self._seen}:
+                    # Made anew: one that reads the file again keeps a search list that is gone.
+                    stale, self._channel = self._channel, self._open()
+                    self._seen = seen
+                    await stale.close()
+                    changed()
+
+    async def close(self) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+        await self._channel.close()
+
+    async def _ask(self, name: str) -> pycares.AddrInfoResult:
+        while True:
+            channel = self._channel
+            try:
+                return await channel.getaddrinfo(
+                    name, family=self._family, type=socket.SOCK_STREAM, flags=_ARES_AI_NOSORT
+                )
+            except aiodns.error.DNSError:
+                # A channel that was closed under the question has not answered it.
+                if channel is self._channel:
+                    raise
+
+    def _explain(self, number: int, reason: str) -> str:
+        if number not in _UNREACHED:
+            return reason
+        servers = ", ".join(self._channel.servers)
+        return (
+            f"{reason} (asked {servers}): correct {self._resolv_conf}, or name servers in "
+            "EGRESS_DNS_PROXY_NAMESERVERS"
         )
-        if set(usable) != set(self.addresses):
-            before, self.addresses = self.addresses, usable
-            self._observer.observe(
-                DestinationChanged(
-                    destination=self.name,
-                    addresses=tuple(map(str, usable)),
-                    before=tuple(map(str, before)),
-                )
-            )
-            for port in self._ports:
-                port.use(usable)
-        ttl_s = min(max(answer.ttl_s, _TTL_FLOOR_S), _TTL_CEILING_S)
-        return ttl_s * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311 - spreads load, guards nothing
 
-    def _usable(self, answer: Answer) -> tuple[Address, ...]:
-        usable = []
-        for address in answer.addresses:
-            reason = denied_reason(address, loopback_allowed=self._loopback_allowed)
-            if reason is None:
-                usable.append(address)
-            else:
-                self._observer.observe(
-                    DestinationDenied(destination=self.name, address=str(address), error=reason)
-                )
-        if not usable:
-            raise LookupFailedError("every address in the answer is one that is never connected to")
-        return tuple(usable)
+    def _forget_soon(self) -> None:
+        if self._forgetting is None:
+            loop = asyncio.get_running_loop()
+            self._forgetting = loop.call_later(self._bounds.forget_s, self._forget)
 
-    def _failed(self, error: str) -> float:
-        retry_s = self._retry_s
-        self._retry_s = min(2 * retry_s, _RETRY_LAST_S)
-        if self.addresses:
-            self._observer.observe(
-                DestinationStale(
-                    destination=self.name,
-                    error=error,
-                    addresses=tuple(map(str, self.addresses)),
-                    retry_s=retry_s,
-                )
-            )
-        else:
-            self._observer.observe(
-                DestinationUnresolved(destination=self.name, error=error, retry_s=retry_s)
-            )
-        return retry_s
+    def _forget(self) -> None:
+        self._forgetting = None
+        self._channel.forget()
+
+
+class _Channel(aiodns.DNSResolver):
+    """What aiodns leaves out of pycares."""
+
+    @property
+    def servers(self) -> list[str]:
+        """``address:port`` of each server; 127.0.0.1 where none is configured."""
+        return self._channel.servers
+
+    def forget(self) -> None:
+        """Empty the cache; look-ups under way go on (ares_reinit(3))."""
+        # Out of memory or threads: what follows the next answer does it.
+        with contextlib.suppress(pycares.AresError):
+            self._channel.reinit()
+
+
+def _read(result: pycares.AddrInfoResult) -> Answer:
+    if not result.nodes:
+        raise LookupFailedError("the answer holds no address")
+    addresses = dict.fromkeys(
+        ipaddress.ip_address(node.addr[0].decode()) for node in result.nodes[:MAX_ADDRESSES]
+    )
+    # An alias may point elsewhere before the addresses it points to have grown old.
+    ttls = [node.ttl for node in result.nodes] + [alias.ttl for alias in result.cnames]
+    return Answer(tuple(addresses), min(ttls))
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is rewritten or replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size

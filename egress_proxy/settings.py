@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from egress_proxy import destinations, variables
+from egress_proxy.destinations import Denials
 from egress_proxy.errors import ConfigurationError, Problem
 from egress_proxy.variables import RefusedError, Variable
 
@@ -34,6 +35,9 @@ class Settings:
     drain_timeout_s: float
     max_connections: int | None
     nameservers: tuple[str, ...]
+    deny: tuple[Network, ...]
+    health_interval_s: float
+    withdrawn_timeout_s: float
 
 
 def _parse_text(text: str) -> str:
@@ -77,6 +81,17 @@ def _parse_maximum(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
         raise RefusedError("not a number above zero", "write for example 10000, or leave it out")
     return int(text)
+
+
+def _parse_health_interval(text: str) -> float:
+    interval_s = _parse_duration_or_off(text)
+    if 0 < interval_s < 1:
+        raise RefusedError("remotes would be checked too often", "write 1s or longer, or off")
+    return interval_s
+
+
+def _parse_duration_or_off(text: str) -> float:
+    return 0.0 if text == "off" else variables.parse_duration(text)
 
 
 def _parse_nameservers(text: str) -> tuple[str, ...]:
@@ -173,6 +188,24 @@ NAMESERVERS = Variable(
     _parse_nameservers,
     "name servers, ip[:port] in a comma list; empty: those of resolv.conf",
 )
+DENY = Variable(
+    "EGRESS_DNS_PROXY_DENY",
+    "",
+    variables.parse_networks,
+    "networks (CIDR) that are never connected to, whatever a name says",
+)
+HEALTH_INTERVAL = Variable(
+    "EGRESS_DNS_PROXY_HEALTH_INTERVAL",
+    "off",
+    _parse_health_interval,
+    "how often each address of a name with several is tried by a connection without clients",
+)
+WITHDRAWN_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT",
+    "off",
+    _parse_duration_or_off,
+    "how long sessions may go on to an address that its name no longer has",
+)
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,
     DESTINATION,
@@ -188,6 +221,9 @@ VARIABLES: tuple[Variable[Any], ...] = (
     DRAIN_TIMEOUT,
     MAX_CONNECTIONS,
     NAMESERVERS,
+    DENY,
+    HEALTH_INTERVAL,
+    WITHDRAWN_TIMEOUT,
 )
 
 
@@ -198,8 +234,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     """
     reader = variables.Reader(environ)
     source = reader.read(SOURCE)
+    deny = reader.read(DENY)
+    # A wrong DENY is a problem already; the destinations are still judged by the other rules.
+    denials = Denials(loopback_allowed=source == "any", networks=deny or ())
     settings = Settings(
-        destinations=_read_destinations(reader, loopback_allowed=source == "any"),
+        destinations=_read_destinations(reader, denials),
         debug=reader.read(DEBUG),
         log_format=reader.read(variables.LOG_FORMAT),
         interface=reader.read(variables.INTERFACE),
@@ -212,6 +251,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         drain_timeout_s=reader.read(DRAIN_TIMEOUT),
         max_connections=reader.read(MAX_CONNECTIONS),
         nameservers=reader.read(NAMESERVERS),
+        deny=deny,
+        health_interval_s=reader.read(HEALTH_INTERVAL),
+        withdrawn_timeout_s=reader.read(WITHDRAWN_TIMEOUT),
     )
     reader.raise_problems()
     return settings
@@ -222,14 +264,10 @@ def unknown_names(environ: Mapping[str, str]) -> tuple[str, ...]:
     return variables.unknown_names(environ, (variable.name for variable in VARIABLES))
 
 
-def _read_destinations(
-    reader: variables.Reader, *, loopback_allowed: bool
-) -> tuple[Destination, ...]:
+def _read_destinations(reader: variables.Reader, denials: Denials) -> tuple[Destination, ...]:
     try:
         text, variable = _destination_text(reader.environ)
-        return destinations.parse_destinations(
-            text, variable=variable, loopback_allowed=loopback_allowed
-        )
+        return destinations.parse_destinations(text, variable=variable, denials=denials)
     except ConfigurationError as error:
         reader.problems.extend(error.problems)
         return ()

@@ -74,6 +74,12 @@ class Recorder:
             await self._arrived.wait()
         return self.closed
 
+    async def wait_for(self, kind: type[Record]) -> None:
+        """Wait until there is a record of `kind`."""
+        while not any(isinstance(record, kind) for record in self.records):
+            self._arrived.clear()
+            await self._arrived.wait()
+
 
 class Rig:
     """A forwarder to `listener`, made with the rules that a test changes."""
@@ -150,6 +156,10 @@ class Rig:
     def abort_all(self) -> None:
         for connection in self.wheel:
             connection.abort(Reason.DRAINED)
+
+    @property
+    def connections(self) -> list[Connection]:
+        return [member for member in self.wheel if isinstance(member, Connection)]
 
     @property
     def relay(self) -> Relay | None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.destinations import MAX_OCTETS, Destination, denied_reason, parse_destinations
+from egress_proxy.destinations import MAX_OCTETS, Denials, Destination, parse_destinations
 from egress_proxy.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
@@ -262,7 +262,8 @@ DENIED: list[tuple[str, str]] = [
         ("a loopback address", "127.0.0.1 127.255.255.254 ::1 0:0:0:0:0:0:0:1"),
         ("a loopback address", "64:ff9b::127.0.0.1 64:ff9b::7f00:1"),
         ("a link-local address", "169.254.169.254 169.254.0.0 fe80::1 FEBF::1"),
-        ("a link-local address", "64:ff9b::169.254.169.254"),
+        ("a link-local address", "64:ff9b::169.254.169.254 2002:a9fe:a9fe::1"),
+        ("a loopback address", "2002:7f00:1:: 2002:7fff:ffff:ffff::"),
         ("a multicast address", "224.0.0.1 239.255.255.250 ff02::1 ffff:: 64:ff9b::e000:1"),
         ("an unspecified address", "0.0.0.0 0.1.2.3 :: 0::0.0.0.0 64:ff9b::"),
         ("the broadcast address", "255.255.255.255 64:ff9b::ffff:ffff"),
@@ -271,6 +272,8 @@ DENIED: list[tuple[str, str]] = [
     )
     for address in addresses.split()
 ]
+
+NETWORK = ipaddress.ip_network("10.0.0.0/8")
 
 ALLOWED = [
     "1.1.1.1",
@@ -294,7 +297,9 @@ ALLOWED = [
 
 
 def parse(text: str, *, loopback_allowed: bool = False) -> tuple[Destination, ...]:
-    return parse_destinations(text, variable="DESTINATION", loopback_allowed=loopback_allowed)
+    return parse_destinations(
+        text, variable="DESTINATION", denials=Denials(loopback_allowed=loopback_allowed)
+    )
 
 
 def refusal(text: str, *, loopback_allowed: bool = False) -> str:
@@ -330,7 +335,7 @@ def test_names_that_dns_can_not_carry(name: str, value: str) -> None:
 
 @pytest.mark.parametrize(("address", "reason"), DENIED)
 def test_addresses_that_are_never_connected_to(address: str, reason: str) -> None:
-    assert denied_reason(ip_address(address)) == reason
+    assert Denials().reason(ip_address(address)) == reason
     assert refusal(f"80 {address}") == (
         f"DESTINATION line 1: '{address}': {reason} is never connected to; "
         "write the remote host's own address"
@@ -339,18 +344,47 @@ def test_addresses_that_are_never_connected_to(address: str, reason: str) -> Non
 
 @pytest.mark.parametrize("address", ALLOWED)
 def test_addresses_beside_the_denied_ones(address: str) -> None:
-    assert denied_reason(ip_address(address)) is None
+    assert Denials().reason(ip_address(address)) is None
     assert parse(f"80 {address}") == (Destination(80, ip_address(address), 80, 1),)
 
 
 @pytest.mark.parametrize(("address", "reason"), DENIED)
 def test_only_the_loopback_rule_can_be_lifted(address: str, reason: str) -> None:
     loopback = reason == "a loopback address"
-    assert (denied_reason(ip_address(address), loopback_allowed=True) is None) == loopback
+    assert (Denials(loopback_allowed=True).reason(ip_address(address)) is None) == loopback
     if loopback:
         assert parse(f"80 {address}", loopback_allowed=True)
     else:
         assert reason in refusal(f"80 {address}", loopback_allowed=True)
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::"])
+def test_networks_that_the_admin_denies(address: str) -> None:
+    denials = Denials(networks=(ipaddress.ip_network("2001:db8::/32"), NETWORK))
+    reason = "an address of the denied network 10.0.0.0/8"
+    assert denials.reason(ip_address(address)) == reason
+    with pytest.raises(ConfigurationError) as caught:
+        parse_destinations(f"80 {address}", variable="DESTINATION", denials=denials)
+    assert str(caught.value) == (
+        f"DESTINATION line 1: '{address}': {reason} is never connected to; "
+        "write the remote host's own address"
+    )
+    assert denials.reason(ip_address("11.1.2.3")) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["192.0.2.10", "2001:db8::10", "127.0.0.1", "127.0.0.2", "::1", "64:ff9b::192.0.2.10"],
+)
+def test_own_listeners_by_any_address_of_the_pod(address: str) -> None:
+    denials = Denials(
+        loopback_allowed=True,
+        own=frozenset(map(ip_address, ("192.0.2.10", "2001:db8::10"))),
+        listening=frozenset({80, 443}),
+    )
+    assert denials.reason(ip_address(address), (8080, 443)) == "one of the proxy's own listeners"
+    assert denials.reason(ip_address(address), (8080,)) is None
+    assert denials.reason(ip_address("192.0.2.11"), (443,)) is None
 
 
 def test_the_text_of_a_pod_spec() -> None:
@@ -464,7 +498,7 @@ def test_the_work_is_linear_in_the_text(text: str) -> None:
 
 
 PORTS = st.integers(1, 65535)
-ADDRESSES = st.ip_addresses().filter(lambda address: denied_reason(address) is None)
+ADDRESSES = st.ip_addresses().filter(lambda address: Denials().reason(address) is None)
 LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,10}[a-z0-9_])?", fullmatch=True)
 NAMES = st.builds(
     lambda labels, last: ".".join([*labels, last]),
@@ -532,7 +566,7 @@ def test_any_text_gives_destinations_or_problems_on_its_lines(text: str) -> None
         line = lines[(each.line or 0) - 1].lstrip(" \t")
         if isinstance(each, Destination):
             assert line.startswith(str(each.port))
-            assert isinstance(each.host, str) or denied_reason(each.host) is None
+            assert isinstance(each.host, str) or Denials().reason(each.host) is None
         else:
             assert each.value
             assert each.value in line
@@ -558,5 +592,5 @@ def test_an_accepted_name_is_one_that_dns_can_carry(host: str) -> None:
 def test_an_ipv4_address_is_judged_alike_behind_a_translator(number: int) -> None:
     address = ipaddress.IPv4Address(number)
     translated = ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) | number)
-    assert denied_reason(translated) == denied_reason(address)
-    assert denied_reason(ipaddress.IPv6Address(f"::ffff:{address}")) is not None
+    assert Denials().reason(translated) == Denials().reason(address)
+    assert Denials().reason(ipaddress.IPv6Address(f"::ffff:{address}")) is not None

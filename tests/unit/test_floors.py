@@ -36,6 +36,7 @@ INIT_RULE = "init uses floors 0 to 2, and logs"
 OWNERS = {
     "pyroute2": {"init.netlink"},
     "aiodns": {"resolver"},
+    "pycares": {"resolver"},
     "structlog": {"logs", "init.run", "init.takeover"},
     "uvloop": {"cli"},
     "psutil": {"addresses"},

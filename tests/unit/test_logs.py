@@ -31,6 +31,8 @@ from egress_proxy.records import (
     ListenersResumed,
     Reason,
     Record,
+    UpstreamFailed,
+    UpstreamRecovered,
 )
 from egress_proxy.variables import LogFormat
 
@@ -134,6 +136,21 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
     (
         DestinationDenied(destination="a.example", address="127.0.0.1", error="a loopback address"),
         {"destination": "a.example", "address": "127.0.0.1", "error": "a loopback address"},
+    ),
+    (
+        UpstreamFailed(
+            destination="a.example:80", address="192.0.2.1", error="refused", retry_s=10.0
+        ),
+        {
+            "destination": "a.example:80",
+            "address": "192.0.2.1",
+            "error": "refused",
+            "retry_s": 10.0,
+        },
+    ),
+    (
+        UpstreamRecovered(destination="a.example:80", address="192.0.2.1"),
+        {"destination": "a.example:80", "address": "192.0.2.1"},
     ),
     (
         ListenerOpened(listener=80, destination="a.example:80", addresses=("10.128.0.2",)),

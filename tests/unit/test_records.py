@@ -34,6 +34,8 @@ EVENTS = {
     "destination.unresolved": "warning",
     "destination.stale": "warning",
     "destination.denied": "warning",
+    "upstream.failed": "warning",
+    "upstream.recovered": "info",
     "listener.opened": "info",
     "listener.closed": "info",
     "listener.paused": "warning",
@@ -81,4 +83,5 @@ def test_the_reasons_that_a_connection_ends_with() -> None:
         "half_close_timeout",
         "idle_timeout",
         "upstream_reset",
+        "withdrawn",
     ]

@@ -33,6 +33,9 @@ DEFAULTS = Settings(
     drain_timeout_s=25.0,
     max_connections=None,
     nameservers=(),
+    deny=(),
+    health_interval_s=0.0,
+    withdrawn_timeout_s=0.0,
 )
 
 
@@ -81,6 +84,15 @@ def test_help_can_list_each_variable_once() -> None:
         ({f"{P}HALF_CLOSE_TIMEOUT": "90"}, "half_close_timeout_s", 90.0),
         ({f"{P}DRAIN_TIMEOUT": "1h"}, "drain_timeout_s", 3600.0),
         ({f"{P}MAX_CONNECTIONS": "10000"}, "max_connections", 10000),
+        (
+            {f"{P}DENY": "10.0.0.0/8, 2001:db8::/32"},
+            "deny",
+            (ip_network("10.0.0.0/8"), ip_network("2001:db8::/32")),
+        ),
+        ({f"{P}HEALTH_INTERVAL": "30s"}, "health_interval_s", 30.0),
+        ({f"{P}HEALTH_INTERVAL": "off"}, "health_interval_s", 0.0),
+        ({f"{P}WITHDRAWN_TIMEOUT": "10m"}, "withdrawn_timeout_s", 600.0),
+        ({f"{P}WITHDRAWN_TIMEOUT": "0"}, "withdrawn_timeout_s", 0.0),
         (
             {f"{P}NAMESERVERS": "192.0.2.53, 192.0.2.54:5353,192.0.2.55:"},
             "nameservers",
@@ -152,10 +164,20 @@ INVALID: list[tuple[str, str, str]] = [
         "10.1.2.3/8",
         "'10.1.2.3/8': a network with host bits set; write 10.0.0.0/8",
     ),
+    (
+        f"{P}DENY",
+        "10.1.2.3/8",
+        "'10.1.2.3/8': a network with host bits set; write 10.0.0.0/8",
+    ),
+    (
+        f"{P}HEALTH_INTERVAL",
+        "500ms",
+        "'500ms': remotes would be checked too often; write 1s or longer, or off",
+    ),
     (f"{P}CONNECT_TIMEOUT", "0", "'0': zero makes no sense here; write for example 10s"),
     *(
         (f"{P}{name}_TIMEOUT", "soon", f"'soon': {_DURATION}")
-        for name in ("CONNECT", "IDLE", "HALF_CLOSE", "DRAIN")
+        for name in ("CONNECT", "IDLE", "HALF_CLOSE", "DRAIN", "WITHDRAWN")
     ),
     *(
         (f"{P}MAX_CONNECTIONS", text, f"'{text}': {_MAXIMUM}")

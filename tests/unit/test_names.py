@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import pairwise
@@ -12,6 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egress_proxy.destinations import Denials
+from egress_proxy.names import NameKeeper
 from egress_proxy.records import (
     DestinationChanged,
     DestinationDenied,
@@ -20,7 +25,7 @@ from egress_proxy.records import (
     DestinationUnresolved,
     Record,
 )
-from egress_proxy.resolver import Answer, LookupFailedError, NameKeeper
+from egress_proxy.resolver import Answer, LookupFailedError
 from tests.support.manual_loop import run_simulated
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
 NAME = "web.example.com"
 OUTAGE = LookupFailedError("no answer within 10 s")
+NEVER = Denials()
 DENIED = "every address in the answer is one that is never connected to"
 
 
@@ -46,6 +52,7 @@ class Port:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
+        self.remote_port = 443
         self.on_all_failed: Callable[[], None] = lambda: None
 
     def use(self, addresses: Sequence[Address]) -> None:
@@ -76,7 +83,7 @@ def live(
     seconds: float,
     *,
     lookup_s: float = 0.0,
-    loopback_allowed: bool = False,
+    denials: Denials = NEVER,
     fail_every_s: float | None = None,
 ) -> Life:
     """Keep a name for `seconds`; the last entry of `script` is the answer from then on.
@@ -95,7 +102,7 @@ def live(
         return entry
 
     async def main() -> None:
-        keeper = NameKeeper(NAME, lookup, life, loopback_allowed=loopback_allowed)
+        keeper = NameKeeper(NAME, lookup, life, denials)
         for port in life.ports:
             keeper.serve(port)
         try:
@@ -163,7 +170,7 @@ def test_a_port_that_comes_later_is_told_at_once() -> None:
         return ONE
 
     async def main() -> None:
-        keeper = NameKeeper(NAME, lookup, Life(), loopback_allowed=False)
+        keeper = NameKeeper(NAME, lookup, Life(), Denials())
         port = Port()
         running = asyncio.create_task(keeper.run())
         assert not keeper.asked.is_set()
@@ -273,7 +280,7 @@ def test_a_good_name_that_turns_to_denied_addresses_keeps_the_good_ones() -> Non
 
 
 def test_a_trial_may_reach_loopback_and_nothing_else_denied() -> None:
-    life = live([answer("127.0.0.1", "169.254.169.254")], 1, loopback_allowed=True)
+    life = live([answer("127.0.0.1", "169.254.169.254")], 1, denials=Denials(loopback_allowed=True))
     assert life.ports[0].told == [("127.0.0.1",)]
 
 
@@ -295,3 +302,102 @@ def test_whatever_dns_says_no_port_ever_loses_its_addresses(
         assert all(set(before) != set(after) for before, after in pairwise(port.told))
     good = [entry for entry in script[: len(life.asked_at)] if entry in {ONE, TWO}]
     assert bool(life.ports[0].told) >= bool(good)
+
+
+def test_a_denied_address_is_told_once_and_again_when_it_comes_back() -> None:
+    both, good = answer("192.0.2.1", "127.0.0.1"), answer("192.0.2.1")
+    life = live([both, both, good, both], 280)
+    assert len(life.asked_at) >= 4
+    assert len(life.told(DestinationDenied)) == 2
+
+
+def test_a_name_that_leads_back_to_a_listener_reaches_no_port() -> None:
+    denials = Denials(own=frozenset({ip_address("192.0.2.1")}), listening=frozenset({443}))
+    life = live([TWO], 10, denials=denials)
+    assert [port.told for port in life.ports] == 2 * [[("192.0.2.2",)]]
+
+
+# Twelve hours ----------------------------------------------------------------------------------
+
+HOURS_S = 12 * 3600.0
+CHANGE_EVERY_S = 600.0
+OUTAGES = ((3 * 3600.0, 4 * 3600.0), (7 * 3600.0, 7.5 * 3600.0))
+
+
+def zone(now: float, ttl_s: float) -> Answer | None:
+    """Two of many addresses, others every ten minutes; nothing during an outage."""
+    if any(start <= now < end for start, end in OUTAGES):
+        return None
+    first = 0xC6336400 + int(now / CHANGE_EVERY_S)
+    return answer(str(ip_address(first)), str(ip_address(first + 1)), ttl_s=ttl_s)
+
+
+class Hours:
+    """What a name was told in twelve hours, and when; nothing that grows is kept."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self.ttl_s = ttl_s
+        self.questions = 0
+        self.good: Answer | None = None
+        self.kinds: Counter[type[Record]] = Counter()
+        self.wrong = 0
+        self.told: tuple[Address, ...] = ()
+        self.blocks: list[int] = []
+
+    def observe(self, record: Record) -> None:
+        self.kinds[type(record)] += 1
+
+    def use(self, addresses: Sequence[Address]) -> None:
+        self.told = tuple(addresses)
+
+    async def lookup(self, name: str) -> Answer:
+        assert name == NAME
+        self.questions += 1
+        found = zone(asyncio.get_running_loop().time(), self.ttl_s)
+        if found is None:
+            # A new one: each raise of an old one would make its traceback longer.
+            raise LookupFailedError(str(OUTAGE))
+        self.good = found
+        return found
+
+    async def compare(self) -> None:
+        """Every minute, hold what is used against the last good answer; every hour, count."""
+        while True:
+            for _ in range(60):
+                await asyncio.sleep(60)
+                assert self.good is not None
+                self.wrong += set(self.told) != set(self.good.addresses)
+            gc.collect()
+            self.blocks.append(sys.getallocatedblocks())
+
+    async def live(self) -> None:
+        keeper = NameKeeper(NAME, self.lookup, self, Denials())
+        keeper.tell(self.use)
+        try:
+            async with asyncio.timeout(HOURS_S + 1):
+                await asyncio.gather(keeper.run(), self.compare())
+        except TimeoutError:
+            pass
+
+
+@pytest.mark.parametrize(("ttl_s", "interval_s"), [(0, 5), (30, 30), (3600, 300)])
+def test_twelve_hours_of_a_changing_zone(ttl_s: float, interval_s: float) -> None:
+    hours = Hours(ttl_s)
+    run_simulated(hours.live())
+    assert hours.wrong == 0
+    down_s = sum(end - start for start, end in OUTAGES)
+    up_s = HOURS_S - down_s
+    # In an outage a question every 30 s, and five before it comes to that. An interval at the
+    # edge of an outage belongs to both.
+    edges = 2 * len(OUTAGES)
+    least = up_s / (1.1 * interval_s) + down_s / 30 - edges * (1 + interval_s / 30)
+    most = up_s / interval_s + down_s / 30 + edges * 5
+    assert least <= hours.questions <= most
+    # Every ten minutes one; what changed during an outage is seen as one when it is over.
+    changes = up_s / CHANGE_EVERY_S
+    assert changes - edges <= hours.kinds[DestinationChanged] <= changes + edges
+    assert hours.kinds[DestinationUnresolved] == 0
+    assert hours.kinds[DestinationResolved] + hours.kinds[DestinationStale] == hours.questions
+    assert len(hours.blocks) == 12
+    # After the first hour nothing grows, with however many questions.
+    assert hours.blocks[-1] - hours.blocks[0] < 50
