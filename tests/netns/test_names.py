@@ -1,0 +1,163 @@
+"""Names as the installed command resolves them: real servers, and a resolv.conf that changes."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.netns.conftest import do_without
+from tests.support.deployment import RESOLV_CONF, Deployment
+from tests.support.dns import DnsServer, Name
+from tests.support.dns_daemons import DnsDaemons, find
+from tests.support.lab import CLUSTER_DNS, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.lab import Lab
+    from tests.support.processes import Process
+
+PORT = 9000
+NAME = "late.example.com"
+# The first of the search list in RESOLV_CONF.
+SEARCHED = f"{NAME}.egress.svc.cluster.local"
+# A resolv.conf that has changed is to be seen after so long.
+NOTICED_S = 5.0
+
+
+@pytest.fixture
+def deployment(lab: Lab) -> Iterator[Deployment]:
+    with Deployment(lab) as deployed:
+        deployed.init()
+        yield deployed
+
+
+def start(deployment: Deployment, **env: str) -> Process:
+    return deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {NAME}", **env)
+
+
+def changed(proxy: Process, *addresses: str) -> None:
+    proxy.wait_for("destination.changed", timeout_s=20, addresses=list(addresses))
+
+
+@pytest.mark.parametrize("kind", ["dnsmasq", "unbound"])
+def test_a_real_name_server_changes_is_restarted_and_stays_away(
+    deployment: Deployment, tmp_path: Path, kind: str
+) -> None:
+    for daemon in {"dnsmasq", kind}:
+        if find(daemon) is None:
+            do_without(f"{daemon} is not installed: apt-get install dnsmasq-base unbound")
+    node, address = deployment.lab.node, NODE_TO_PODS.v4
+
+    def serving(records: dict[str, str]) -> DnsDaemons:
+        return DnsDaemons(kind, node, address, records, tmp_path)
+
+    with serving({"other.example.com": OUTSIDE.v4}):
+        proxy = start(deployment, EGRESS_DNS_PROXY_NAMESERVERS=address)
+        proxy.wait_for("destination.unresolved", timeout_s=20)
+        with pytest.raises(ConnectionRefusedError):
+            deployment.lab.client.connect(POD.v4, PORT)
+    with serving({NAME: OUTSIDE.v4}):
+        # A late name, which both c-ares and unbound could remember as one that does not exist.
+        changed(proxy, OUTSIDE.v4)
+        proxy.wait_for("listener.opened", listener=PORT)
+        resolved = proxy.wait_for("destination.resolved", destination=NAME)
+        assert 0 <= resolved["ttl_s"] <= 1
+        assert resolved["addresses"] == [OUTSIDE.v4]
+    proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE.v4])
+    with serving({NAME: OUTSIDE_SECOND.v4}):
+        changed(proxy, OUTSIDE_SECOND.v4)
+    proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE_SECOND.v4])
+    proxy.terminate()
+    assert proxy.stop() == 0
+    assert proxy.stderr == ""
+
+
+@pytest.fixture
+def second(lab: Lab) -> Iterator[DnsServer]:
+    """Another name server of the cluster."""
+    address = NODE_TO_PODS.v4, 53
+    with DnsServer(lab.node.bind(*address), lab.node.listen(*address)) as serving:
+        yield serving
+
+
+def test_resolv_conf_names_another_server(deployment: Deployment, second: DnsServer) -> None:
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=3600)
+    second.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=3600)
+    proxy = start(deployment)
+    changed(proxy, OUTSIDE.v4)
+    written_at = monotonic()
+    # In place: the pod's file is mounted by itself.
+    deployment.resolv_conf.write_text(RESOLV_CONF.replace(CLUSTER_DNS.v4, NODE_TO_PODS.v4))
+    changed(proxy, OUTSIDE_SECOND.v4)
+    assert monotonic() - written_at < NOTICED_S
+
+
+def test_resolv_conf_loses_its_search_list(deployment: Deployment, second: DnsServer) -> None:
+    """The name exists below a domain of the search list alone, and is asked for by itself first."""
+    deployment.dns.zone[SEARCHED] = Name(a=(OUTSIDE.v4,), ttl_s=3600)
+    second.zone[SEARCHED] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=3600)
+    proxy = start(deployment)
+    changed(proxy, OUTSIDE.v4)
+    assert [query.name for query in deployment.dns.queries if query.kind == "A"] == [NAME, SEARCHED]
+    deployment.resolv_conf.write_text(f"nameserver {NODE_TO_PODS.v4}\n")
+    proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
+    assert second.asked(NAME)
+    assert not second.asked(SEARCHED)
+
+
+def test_names_that_exist_are_asked_for_once(deployment: Deployment) -> None:
+    """With ndots:5, as Kubernetes has it, others ask for each domain of the search list first."""
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,))
+    changed(start(deployment), OUTSIDE.v4)
+    assert {query.name for query in deployment.dns.queries} == {NAME}
+
+
+def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deployment) -> None:
+    """By any of its addresses, the proxy would connect to itself for as long as it can."""
+    deployment.dns.zone[NAME] = Name(a=(POD.v4, "127.0.0.1", "169.254.169.254"))
+    proxy = start(deployment)
+    for address, reason in (
+        (POD.v4, "one of the proxy's own listeners"),
+        ("127.0.0.1", "a loopback address"),
+        ("169.254.169.254", "a link-local address"),
+    ):
+        proxy.wait_for("destination.denied", address=address, error=reason)
+    proxy.wait_for("destination.unresolved", destination=NAME)
+    with pytest.raises(ConnectionRefusedError):
+        deployment.lab.client.connect(POD.v4, PORT)
+
+
+def test_an_address_of_the_pod_itself_is_refused_at_start(deployment: Deployment) -> None:
+    proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {POD.v4}")
+    assert proxy.wait() == 1
+    assert proxy.stderr == (
+        f"EGRESS_DNS_PROXY_DESTINATION line 1: '{POD.v4}:{PORT}': one of the proxy's own listeners "
+        "is never connected to; write the remote host's own address\n"
+    )
+
+
+def test_sessions_to_a_withdrawn_address_end_if_that_is_wanted(deployment: Deployment) -> None:
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=0)
+    proxy = start(deployment, EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT="500ms")
+    proxy.wait_for("listener.opened", listener=PORT)
+    with (
+        deployment.lab.outside.listen(OUTSIDE.v4, PORT),
+        deployment.lab.client.connect(POD.v4, PORT, timeout_s=20) as client,
+    ):
+        deployment.dns.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,))
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    closed = proxy.wait_for("connection.closed", listener=PORT)
+    assert (closed["reason"], closed["address"]) == ("withdrawn", f"{OUTSIDE.v4}:{PORT}")
+
+
+def test_what_the_admin_denies_reaches_nobody(deployment: Deployment) -> None:
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4, OUTSIDE_SECOND.v4))
+    proxy = start(deployment, EGRESS_DNS_PROXY_DENY=f"{OUTSIDE.v4}/32")
+    reason = f"an address of the denied network {OUTSIDE.v4}/32"
+    proxy.wait_for("destination.denied", address=OUTSIDE.v4, error=reason)
+    changed(proxy, OUTSIDE_SECOND.v4)
