@@ -68,6 +68,10 @@ base: ## make the base image anew from Debian packages, with their latest update
 lock: $(VENV)/image-tools ## pin the images' requirements anew (UPGRADE=1: to the latest)
 	$(BIN)/python images/lock.py $(if $(UPGRADE),--upgrade)
 
+.PHONY: manifests
+manifests: $(VENV)/image-tools ## render and validate the manifests of deploy/
+	$(BIN)/pytest tests/image/test_manifests.py
+
 # What is measured is what the images run: a distribution's own Python, where it is new enough.
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
