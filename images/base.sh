@@ -15,22 +15,21 @@ here=$(dirname "$(readlink -f "$0")")
 context=$(mktemp --directory)
 trap 'rm -rf "$context"' EXIT
 
-# python3-minimal and libpython3-stdlib are python3 less pydoc, pygettext and the like. What
-# scanners and lawyers read stays: the copyright files, and the list of packages that the hook
-# writes.
+python='/usr/lib/python3*'
+unwanted=(
+    '/etc/cron.daily/*' '/etc/logrotate.d/*' '/usr/bin/*' '/usr/sbin/*' '/usr/libexec/*'
+    '/usr/lib/systemd/*' '/usr/lib/*/gconv/*' '/usr/share/*'
+    # Modules that no daemon needs, and the libraries that only they use.
+    "$python"/{curses,dbm,ensurepip,idlelib,pydoc_data,sqlite3,test,tkinter,turtledemo}/'*'
+    "$python"/turtle.py "$python"/lib-dynload/{_curses,_dbm,_sqlite3,_test,readline}'*'
+    '/usr/lib/*/lib'{db,form,history,menu,ncurses,panel,readline,sqlite3,tic,tinfo}{-,.,w.,3.}'*'
+)
+wanted=('/usr/bin/python3*' '/usr/share/common-licenses/*' '/usr/share/doc/*/copyright')
+
+# The packages are python3 less pydoc, pygettext and the like. What scanners and lawyers read
+# stays: the copyright files, and the list of packages that the hook writes.
 "$here/debian.sh" "$suite" base-files,python3-minimal,libpython3-stdlib --format=tar \
-    --dpkgopt='path-exclude=/usr/bin/*' --dpkgopt='path-include=/usr/bin/python3*' \
-    --dpkgopt='path-exclude=/usr/sbin/*' \
-    --dpkgopt='path-exclude=/usr/libexec/*' \
-    --dpkgopt='path-exclude=/usr/lib/*/gconv/*' \
-    --dpkgopt='path-exclude=/usr/lib/systemd/*' \
-    --dpkgopt='path-exclude=/usr/lib/python3*/pydoc_data/*' \
-    --dpkgopt='path-exclude=/usr/lib/python3*/test/*' \
-    --dpkgopt='path-exclude=/usr/lib/python3*/lib-dynload/_test*' \
-    --dpkgopt='path-exclude=/etc/cron.daily/*' --dpkgopt='path-exclude=/etc/logrotate.d/*' \
-    --dpkgopt='path-exclude=/usr/share/*' \
-    --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    --dpkgopt='path-include=/usr/share/common-licenses/*' \
+    "${unwanted[@]/#/--dpkgopt=path-exclude=}" "${wanted[@]/#/--dpkgopt=path-include=}" \
     --extract-hook="$here/base-hook.sh" - |
     # What mmdebstrap itself put there.
     mmtarfilter --path-exclude='/dev/*' --path-exclude='/etc/apt*' --path-exclude='/etc/dpkg*' \
