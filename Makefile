@@ -72,6 +72,13 @@ lock: $(VENV)/image-tools ## pin the images' requirements anew (UPGRADE=1: to th
 manifests: $(VENV)/image-tools ## render and validate the manifests of deploy/
 	$(BIN)/pytest tests/image/test_manifests.py
 
+# The tests of images and manifests use libraries of their own.
+types: $(VENV)/image-tools
+
+.PHONY: test-image
+test-image: images $(VENV)/image-tools ## build the images and test them in real containers
+	$(BIN)/pytest tests/image
+
 # What is measured is what the images run: a distribution's own Python, where it is new enough.
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
+import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from kubernetes_validate.utils import SchemaNotFoundError
+from kubernetes_validate.utils import SchemaNotFoundError  # type: ignore[import-untyped]
 
 from egress_proxy.settings import read_settings
+from tests.image.containers import ROOT, Resource, example, require
 
-ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("openshift-sdn", "multus", "configmap")
 EXAMPLES = ("pod-privileged", "pod-least-privilege")
 # The oldest with a schema, OpenShift 4.14's (the last with OpenShift SDN in support), a newer one,
@@ -26,33 +25,23 @@ VERSIONS = ("1.25", "1.27", "1.31", kubernetes_validate.latest_version())
 FOREIGN = {"NetworkAttachmentDefinition", "PodMonitor", "SecurityContextConstraints"}
 ADMIN_PORT = 9153
 
-Resource = dict[str, Any]
-
 
 def require_kubectl() -> str:
     """A kubectl with a current kustomize: the machine's, or one unpacked from Debian's package."""
     found = subprocess.run(
-        [ROOT / "images/kubectl.sh"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["images/kubectl.sh"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if found.returncode == 0:
-        return str(ROOT / found.stdout.strip())
-    if os.environ.get("CI") == "true":
-        pytest.fail(found.stderr)
-    pytest.skip(f"no kubectl, and none from Debian: {found.stderr}")
+    require(found.returncode == 0, f"no kubectl, and none from Debian: {found.stderr}")
+    return str(ROOT / found.stdout.strip())
 
 
 @cache
 def render(directory: str) -> list[Resource]:
-    command = [require_kubectl(), "kustomize", ROOT / "deploy" / directory]
+    command = [require_kubectl(), "kustomize", f"{ROOT}/deploy/{directory}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     # A warning is a deprecated field.
     assert done.stderr == ""
     return list(yaml.safe_load_all(done.stdout))
-
-
-def example(name: str) -> Resource:
-    pod: Resource = yaml.safe_load((ROOT / "deploy/examples" / f"{name}.yaml").read_text())
-    return pod
 
 
 def one(resources: list[Resource], kind: str, **metadata: str) -> Resource:
