@@ -79,6 +79,20 @@ types: $(VENV)/image-tools
 test-image: images $(VENV)/image-tools ## build the images and test them in real containers
 	$(BIN)/pytest tests/image
 
+.PHONY: sbom
+sbom: images ## write the images' bills of materials (CycloneDX) into dist/
+	images/sbom.sh
+
+.PHONY: audit
+audit: $(VENV)/image-tools ## look the pinned packages up in the advisory database (needs the internet)
+	for lock in images/requirements-build.txt images/*/requirements.txt; do \
+		$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $$lock || exit; \
+	done
+
+.PHONY: release-check
+release-check: sbom manifests ## what stands between this tree and a release
+	images/release-check.sh
+
 # What is measured is what the images run: a distribution's own Python, where it is new enough.
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))

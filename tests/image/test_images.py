@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
+import tomllib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import egress_proxy
 from tests.image.containers import IMAGES, LIMITS, PROXY, ROOT, ROUTER, podman
@@ -116,6 +122,11 @@ def built_again() -> Iterator[list[list[str]]]:
 
 
 def test_two_builds_of_one_commit_have_the_same_layers(built_again: list[list[str]]) -> None:
+    revisions = {
+        inspect(image)["Config"]["Labels"]["org.opencontainers.image.revision"]
+        for image in (*IMAGES, *(image.replace("localhost/", AGAIN) for image in IMAGES))
+    }
+    assert len(revisions) == 1, "the images are of another commit: run `make images`"
     assert built_again == [inspect(image)["RootFS"]["Layers"] for image in IMAGES]
 
 
@@ -123,3 +134,47 @@ def test_a_base_needs_no_package_manager_and_no_shell() -> None:
     files, _ = inventory(os.environ.get("BASE", "localhost/egress-proxy-base:trixie"))
     commands = [path for path in files if "/bin/" in path or "/sbin/" in path]
     assert sorted(commands) == ["/usr/bin/python3", "/usr/bin/python3.13"]
+
+
+def pins(image: str) -> set[tuple[str, str]]:
+    """Name and version of every package that the lock files give the image."""
+    files = [ROOT / "images/egress-dns-proxy/requirements.txt"]
+    files += [ROOT / "images/egress-router/requirements.txt"] if image == ROUTER else []
+    return {
+        (match[1], match[2])
+        for file in files
+        for match in re.finditer(r"(?m)^([a-z0-9-]+)==(\S+)", file.read_text())
+    }
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_bill_of_materials_names_the_wheels_and_the_libraries_inside(image: str) -> None:
+    script = (ROOT / "images/sbom.py").read_text()
+    command = ["podman", "run", "--rm", "--interactive", "--network=none", *LIMITS]
+    text = subprocess.run(
+        [*command, "--entrypoint=python3", image, "-", image.rpartition("/")[2]],
+        input=script,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    components = json.loads(text)["components"]
+    python = [entry for entry in components if entry["purl"].startswith("pkg:pypi/")]
+    assert {(entry["name"], entry["version"]) for entry in python} == pins(image)
+    inside = {
+        inner["name"]: inner.get("version")
+        for entry in python
+        for inner in entry.get("components", [])
+    }
+    assert inside.keys() == {"c-ares", "libffi", "libuv"}
+    assert inside["c-ares"]
+    assert re.fullmatch(r"1\.[0-9]+\.[0-9]+", inside["libuv"])
+    assert any(entry["purl"].startswith("pkg:deb/debian/libc6@") for entry in components)
+
+
+def test_every_dependency_is_pinned_as_the_project_asks() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pinned = dict(pins(ROUTER))
+    for requirement in map(Requirement, data["project"]["dependencies"]):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)])
