@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("images")
 
 AGAIN = "localhost/egress-test-again/"
+BASE = os.environ.get("BASE", "localhost/egress-proxy-base:trixie")
 # Run inside; prints every file's mode and every importable distribution.
 INVENTORY = """
 import importlib.metadata, json, os
@@ -99,12 +100,16 @@ def test_a_node_stores_the_common_layers_once() -> None:
     assert len(router) == len(proxy) + 1
 
 
+def stored() -> set[str]:
+    return set(podman("images", "--all", "--quiet", "--no-trunc").stdout.split())
+
+
 @pytest.fixture
 def built_again() -> Iterator[list[list[str]]]:
     """The layers of both images, built anew with nothing taken from earlier builds."""
-    environment = {**os.environ, "ENGINE": "podman", "IMAGE_PREFIX": AGAIN}
-    environment.setdefault("BASE", "localhost/egress-proxy-base:trixie")
+    environment = {**os.environ, "ENGINE": "podman", "IMAGE_PREFIX": AGAIN, "BASE": BASE}
     names = [image.replace("localhost/", AGAIN) for image in IMAGES]
+    before = stored()
     try:
         subprocess.run(
             ["images/build.sh", "--no-cache"],
@@ -116,9 +121,10 @@ def built_again() -> Iterator[list[list[str]]]:
         )
         yield [inspect(name)["RootFS"]["Layers"] for name in names]
     finally:
-        tags = [f"{name}:{tag}" for name in names for tag in ("latest", egress_proxy.__version__)]
-        podman("rmi", "--force", *tags, check=False)
-        podman("image", "prune", "--force", check=False)
+        # The tags first: they stand for the very images that were there before.
+        for name in names:
+            podman("untag", name, check=False)
+        podman("rmi", "--force", "--ignore", *(stored() - before), check=False)
 
 
 def test_two_builds_of_one_commit_have_the_same_layers(built_again: list[list[str]]) -> None:
@@ -131,7 +137,7 @@ def test_two_builds_of_one_commit_have_the_same_layers(built_again: list[list[st
 
 
 def test_a_base_needs_no_package_manager_and_no_shell() -> None:
-    files, _ = inventory(os.environ.get("BASE", "localhost/egress-proxy-base:trixie"))
+    files, _ = inventory(BASE)
     commands = [path for path in files if "/bin/" in path or "/sbin/" in path]
     assert sorted(commands) == ["/usr/bin/python3", "/usr/bin/python3.13"]
 
