@@ -68,6 +68,31 @@ base: ## make the base image anew from Debian packages, with their latest update
 lock: $(VENV)/image-tools ## pin the images' requirements anew (UPGRADE=1: to the latest)
 	$(BIN)/python images/lock.py $(if $(UPGRADE),--upgrade)
 
+.PHONY: manifests
+manifests: $(VENV)/image-tools ## render and validate the manifests of deploy/
+	$(BIN)/pytest tests/image/test_manifests.py
+
+# The tests of images and manifests use libraries of their own.
+types: $(VENV)/image-tools
+
+.PHONY: test-image
+test-image: images $(VENV)/image-tools ## build the images and test them in real containers
+	$(BIN)/pytest tests/image
+
+.PHONY: sbom
+sbom: images ## write the images' bills of materials (CycloneDX) into dist/
+	images/sbom.sh
+
+.PHONY: audit
+audit: $(VENV)/image-tools ## look the pinned packages up in the advisory database (needs the internet)
+	for lock in images/requirements-build.txt images/*/requirements.txt; do \
+		$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $$lock || exit; \
+	done
+
+.PHONY: release-check
+release-check: sbom manifests ## what stands between this tree and a release
+	images/release-check.sh
+
 # What is measured is what the images run: a distribution's own Python, where it is new enough.
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))

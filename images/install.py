@@ -29,9 +29,7 @@ PIP_OPTIONS = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     "PIP_FIND_LINKS": str(WHEELS),
     "PIP_NO_CACHE_DIR": "1",
-    "PIP_NO_COMPILE": "1",
     "PIP_NO_INDEX": "1",
-    "PIP_NO_WARN_SCRIPT_LOCATION": "0",
     "PIP_ROOT_USER_ACTION": "ignore",
 }
 
@@ -43,14 +41,22 @@ def pip(*arguments: str | Path, python: str | Path = sys.executable, path: str =
     subprocess.run([python, wheel / "pip", *arguments], env=environment, check=True)  # noqa: S603 - ours
 
 
-def build_project(into: Path) -> Path:
-    """Build the project's wheel with the pinned build tools; gives its path."""
+def install(requirements: str, *options: str, python: str | Path = sys.executable) -> None:
+    """Install exactly what the file `requirements` under images/ pins, by its hashes."""
     pip(
         "install",
+        "--no-compile",
+        "--no-warn-script-location",
         "--require-hashes",
-        f"--requirement={IMAGES}/requirements-build.txt",
-        f"--target={BUILD_TOOLS}",
+        f"--requirement={IMAGES / requirements}",
+        *options,
+        python=python,
     )
+
+
+def build_project(into: Path) -> Path:
+    """Build the project's wheel with the pinned build tools; gives its path."""
+    install("requirements-build.txt", f"--target={BUILD_TOOLS}")
     pip(
         "wheel",
         "--no-deps",
@@ -95,21 +101,9 @@ def main() -> None:
 
     venv.create(PREFIX, with_pip=False, symlinks=True)
     python = PREFIX / "bin" / "python3"
-    pip(
-        "install",
-        "--require-hashes",
-        f"--requirement={IMAGES}/egress-dns-proxy/requirements.txt",
-        python=python,
-    )
-    pip("install", "--no-deps", project, python=python)
-    pip(
-        "install",
-        "--require-hashes",
-        "--no-deps",
-        f"--root={ROUTER_ROOT}",
-        f"--requirement={IMAGES}/egress-router/requirements.txt",
-        python=python,
-    )
+    install("egress-dns-proxy/requirements.txt", python=python)
+    pip("install", "--no-compile", "--no-deps", project, python=python)
+    install("egress-router/requirements.txt", "--no-deps", f"--root={ROUTER_ROOT}", python=python)
     drop_commands(PREFIX / "bin", keep={"egress-proxy", "python", "python3", python.resolve().name})
     drop_commands(ROUTER_ROOT / PREFIX.relative_to("/") / "bin", keep=set())
 
