@@ -71,20 +71,26 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
     from egress_proxy import addresses, daemon, logs  # noqa: PLC0415 - see above
 
-    observer = logs.LogObserver(
-        logs.make_logger(wanted.log_format, debug=wanted.debug), debug=wanted.debug
-    )
+    log = logs.RunLog(wanted.log_format, debug=wanted.debug)
 
     async def forward() -> None:
         stopping = daemon.Stopping()
+        running = daemon.Daemon(wanted, addresses.read_interfaces(), log, environ)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.ask)
-        interfaces = addresses.read_interfaces()
-        await daemon.Daemon(wanted, interfaces, observer, observer.report).run(stopping)
+        for number, act in (
+            (signal.SIGTERM, stopping.ask),
+            (signal.SIGINT, stopping.ask),
+            (signal.SIGHUP, running.reload),
+            (signal.SIGUSR1, running.toggle_debug),
+        ):
+            loop.add_signal_handler(number, act)
+        await running.run(stopping)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(forward())
+        try:
+            runner.run(forward())
+        finally:
+            log.close()
 
 
 def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
@@ -129,10 +135,10 @@ def _check_run(environ: Mapping[str, str], *, offline: bool) -> None:
     print("run: the configuration is good")  # noqa: T201 - the command's output
     if offline:
         return
-    from egress_proxy import addresses, daemon  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy import addresses, ground  # noqa: PLC0415 - check --offline needs none
 
     interfaces = addresses.read_interfaces()
-    sources = daemon.choose_sources(wanted, interfaces)
+    sources = ground.choose_sources(wanted, interfaces)
     print(f"  source: {', '.join(sources.values()) or 'what the kernel chooses'}")  # noqa: T201
     for destination in wanted.destinations:
         print(f"  {destination.port} -> {destination}")  # noqa: T201 - the command's output

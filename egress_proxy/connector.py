@@ -66,6 +66,10 @@ class Upstreams:
     def addresses(self) -> tuple[Address, ...]:
         return tuple(endpoint.address for endpoint in self._endpoints)
 
+    def health(self, now: float) -> list[tuple[Address, bool]]:
+        """Each address, and whether it did not fail lately."""
+        return [(entry.address, entry.failed_until <= now) for entry in self._endpoints]
+
     def replace(self, addresses: Iterable[Address]) -> None:
         """Use `addresses` from now on; what is known of those that stay is kept."""
         known = {endpoint.address: endpoint for endpoint in self._endpoints}

@@ -144,6 +144,10 @@ class NameKeeper:
         if self.addresses:
             port.use(self.addresses)
 
+    def forget(self, port: Port) -> None:
+        """Tell `port` nothing more."""
+        self._ports.remove(port)
+
     def refresh(self) -> None:
         """Ask again soon: none of the addresses answers."""
         self._wanted.set()

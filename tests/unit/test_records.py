@@ -41,6 +41,13 @@ EVENTS = {
     "daemon.ready": "info",
     "daemon.draining": "info",
     "daemon.stopped": "info",
+    "listener.closed": "warning",
+    "source.lost": "warning",
+    "source.restored": "info",
+    "config.reloaded": "info",
+    "config.rejected": "warning",
+    "log.switched": "info",
+    "log.dropped": "warning",
 }
 
 
