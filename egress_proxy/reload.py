@@ -49,15 +49,17 @@ class Reload:
         path: str,
         *,
         poll_s: float = POLL_S,
+        look: Callable[[str], Look] = look_at,
     ) -> None:
         self._read = read
         self._apply = apply
         self._observer = observer
         self._path = path
         self._poll_s = poll_s
+        self._look = look
         self._asked = asyncio.Event()
         # Before the file is read for the first time: what changes meanwhile is not missed.
-        self._in_force = look_at(path) if path else None
+        self._in_force = look(path) if path else None
 
     def ask(self) -> None:
         """Read again now, changed or not."""
@@ -68,7 +70,7 @@ class Reload:
         seen = self._in_force
         while True:
             asked = await self._pause()
-            now = look_at(self._path) if self._path else None
+            now = self._look(self._path) if self._path else None
             settled, seen = now == seen, now
             if asked or (settled and now != self._in_force):
                 self._in_force = now

@@ -133,11 +133,14 @@ class Deployment:
         assert (done.returncode, done.stderr) == (0, ""), done
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def start(self) -> Process:
+    def start(self, **more_env: str) -> Process:
         """Start the main container; it ends with the deployment at the latest."""
         return self._stack.enter_context(
             self.lab.pod.start(
-                EGRESS_PROXY, "run", env=RUN_ENV, container=self._container(self._security.main)
+                EGRESS_PROXY,
+                "run",
+                env=RUN_ENV | more_env,
+                container=self._container(self._security.main),
             )
         )
 
@@ -145,12 +148,16 @@ class Deployment:
         """A client's connection to the pod, and the outside's end of it."""
         client = self.lab.client.connect(POD.v4, port, timeout_s=TIMEOUT_S)
         try:
-            upstream, _ = self._listeners[port].accept()
+            return client, self.accept(port)
         except BaseException:
             client.close()
             raise
+
+    def accept(self, port: int) -> socket.socket:
+        """The outside's end of the next connection to where `port` leads."""
+        upstream, _ = self._listeners[port].accept()
         upstream.settimeout(TIMEOUT_S)
-        return client, upstream
+        return upstream
 
     def _container(self, container: Container) -> Container:
         return dataclasses.replace(container, resolv_conf=str(self._resolv_conf))
