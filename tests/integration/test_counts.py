@@ -77,8 +77,11 @@ async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> No
         count = 60
         for number in range(count):
             client, upstream = await rig.pair()
-            await client.send(b"u" * dice.randrange(5000))
-            await upstream.send(b"d" * dice.randrange(5000))
+            up, down = dice.randrange(5000), dice.randrange(5000)
+            await client.send(b"u" * up)
+            await upstream.send(b"d" * down)
+            assert len(await upstream.receive(up)) == up
+            assert len(await client.receive(down)) == down
             if number % 3 == 0:
                 client.reset()
             elif number % 3 == 1:
