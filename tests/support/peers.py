@@ -24,7 +24,11 @@ class Peer:
         sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         peer = cls(sock)
-        await peer._loop.sock_connect(sock, address)
+        try:
+            await peer._loop.sock_connect(sock, address)
+        except BaseException:
+            sock.close()
+            raise
         return peer
 
     async def send(self, octets: bytes) -> None:
