@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from tests.support.deployment import ENDPOINTS, LEAST_PRIVILEGE, RUN_ENV, Deployment
-from tests.support.lab import OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
+from tests.support.lab import GATEWAY, OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,3 +346,38 @@ def test_an_idle_daemon_stays_small(deployment: Deployment) -> None:
         if line.startswith("VmRSS:")
     ]
     assert int(line.split()[1]) * 1024 < 45 * MIB, line
+
+
+def check(deployment: Deployment, *options: str, **more_env: str) -> tuple[int, Any, str]:
+    done = deployment.check("--output", "json", *options, **more_env)
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_check_knocks_at_the_gateway_and_at_every_door(deployment: Deployment) -> None:
+    status, report, _ = check(deployment, "--connect")
+    found = {finding["subject"]: finding for finding in report["findings"]}
+    assert found["source"]["detail"] == RESERVED.v4
+    assert found["gateway"]["detail"] == f"{GATEWAY.v4} is there"
+    assert found["8443 -> web.example.com:443"]["detail"].startswith(OUTSIDE_SECOND.v4)
+    assert found[f"connect 100 -> {OUTSIDE.v4} port 100"]["state"] == "good"
+    assert (status, report["problems"]) == (0, [])
+
+
+def test_check_finds_what_is_wrong_outside(deployment: Deployment) -> None:
+    # Nobody on the LAN has the first address, the second refuses, and the name does not exist.
+    nobody = str(GATEWAY.interface4.network[77])
+    destinations = f"80 {OUTSIDE.v4} 81\n443 nothing.example.com\n"
+    status, report, errors = check(
+        deployment,
+        "--connect",
+        EGRESS_DNS_PROXY_DESTINATION=destinations,
+        EGRESS_GATEWAY=nobody,
+    )
+    assert status == 1
+    assert [problem["reason"].partition(": ")[0] for problem in report["problems"]] == [
+        "gateway",
+        f"connect 80 -> {OUTSIDE.v4} port 81",
+        "443 -> nothing.example.com:443",
+    ]
+    assert all(problem["cure"] for problem in report["problems"])
+    assert len(errors.splitlines()) == 3

@@ -29,6 +29,7 @@ from tests.support.namespaces import PRIVILEGED, Container
 
 if TYPE_CHECKING:
     import socket
+    import subprocess
     from types import TracebackType
 
     from tests.support.processes import Process, Record
@@ -142,6 +143,16 @@ class Deployment:
                 env=RUN_ENV | more_env,
                 container=self._container(self._security.main),
             )
+        )
+
+    def check(self, *options: str, **more_env: str) -> subprocess.CompletedProcess[str]:
+        """Run the preflight of both containers, in the one of init, to its end."""
+        return self.lab.pod.run(
+            EGRESS_PROXY,
+            "check",
+            *options,
+            env=INIT_ENV | RUN_ENV | more_env,
+            container=self._container(self._security.init),
         )
 
     def connect(self, port: int) -> tuple[socket.socket, socket.socket]:
