@@ -19,6 +19,12 @@ install: $(VENV)/installed ## install the package and its tools into .venv
 test: install ## run all tests but those of the images
 	$(BIN)/coverage run -m pytest tests/unit tests/integration tests/netns
 
+FUZZ_EXAMPLES ?= 20000
+
+.PHONY: fuzz
+fuzz: install ## hold many more random lives of a connection against the model (FUZZ_EXAMPLES)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_splice_properties.py
+
 .PHONY: coverage
 coverage: install ## what of the package the last test run has covered
 	$(BIN)/coverage combine --quiet --keep

@@ -25,7 +25,7 @@ after its last connection has ended.
 
 def page() -> str:
     """The whole text."""
-    rows = [
+    rows: list[tuple[str, str, tuple[str, ...], str]] = [
         (
             PREFIX + metric.name + ("_total" if metric.kind == "counter" else ""),
             metric.kind,

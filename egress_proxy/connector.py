@@ -2,8 +2,8 @@
 
 `Upstreams` is what is known of a destination's addresses: their order, and which of them failed
 lately. A `Race` tries them for one client (RFC 8305, Happy Eyeballs): the next address when one
-fails, or after a tick of silence, until one answers or the time is up. Only one socket survives;
-no octet of the client is sent before that.
+fails, or after `ATTEMPT_DELAY_S` of silence, until one answers or the time is up. Only one socket
+survives; no octet of the client is sent before that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from egress_proxy.reactor import Reactor
     from egress_proxy.variables import Address
 
+# RFC 8305 section 5, "Connection Attempt Delay": how long a silent address holds up the next one.
+ATTEMPT_DELAY_S = 0.25
 # A refused or unreachable address goes to the back for so long.
 _PENALTY_S = 10.0
 
@@ -39,6 +41,9 @@ EXHAUSTED = frozenset(
         errno.EADDRNOTAVAIL,
     }
 )
+# What a RST means to a socket that was connected (tcp_reset in net/ipv4/tcp_input.c); one that was
+# not is refused.
+_RESET_SINCE = frozenset({errno.ECONNRESET, errno.EPIPE})
 _REASONS = {errno.ECONNREFUSED: Reason.CONNECT_REFUSED, errno.ETIMEDOUT: Reason.CONNECT_TIMEOUT}
 
 
@@ -204,8 +209,14 @@ class _Attempt:
         self.sock = sock
 
     def ready(self, events: int) -> None:
+        error_number = 0
         if events & ERROR:
-            self.race.lost(self, self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            error_number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error_number in _RESET_SINCE:
+            # It was connected, and what it sent before its RST may wait to be read.
+            error_number = 0
+        if error_number:
+            self.race.lost(self, error_number)
         else:
             self.race.won(self, events)
 

@@ -14,11 +14,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from egress_proxy.addresses import family_of
-from egress_proxy.connector import EXHAUSTED, Race, Upstreams
+from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, Race, Upstreams
 from egress_proxy.reactor import ERROR
 from egress_proxy.records import ConnectionClosed, ListenerClosed, ListenerOpened, Observer, Reason
 from egress_proxy.splice import Relay, reset_on_close
-from egress_proxy.wheel import TICK_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
@@ -158,16 +157,11 @@ class Forwarder:
         for sock in self._listeners:
             # Linux: the port stays taken, and no longer listens (inet_shutdown in net/ipv4).
             sock.shutdown(socket.SHUT_RD)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
         self.plant.observer.observe(
-            ListenerClosed(
-                listener=self.destination.port,
-                destination=self.name,
-                error=(
-                    "there is no source address to send from"
-                    if self._addresses
-                    else "its name has no address"
-                ),
-            )
+            ListenerClosed(listener=self.destination.port, destination=self.name)
         )
 
     @property
@@ -187,6 +181,7 @@ class Forwarder:
         """Give the port up; established connections go on."""
         if self.listening:
             self._leave_gate()
+            self._tell_closed()
         for sock in self._listeners:
             sock.close()
         self._listeners.clear()
@@ -294,7 +289,7 @@ class Connection:
         plant = self._forwarder.plant
         plant.admission.enter()
         plant.engine.reactor.watch(self._client, self)
-        plant.wheel.enter(self, TICK_S)
+        plant.wheel.enter(self, ATTEMPT_DELAY_S)
         if not self._forwarder.allows(str(self._client_address[0])):
             self._refuse(Reason.DENIED_CLIENT)
             return
@@ -349,8 +344,7 @@ class Connection:
         if left_s <= 0:
             race.time_out()
             return
-        self._forwarder.plant.wheel.enter(self, min(TICK_S, left_s))
-        # RFC 8305 section 5: a silent address does not hold up the next one.
+        self._forwarder.plant.wheel.enter(self, min(ATTEMPT_DELAY_S, left_s))
         race.start_next()
 
     def _check_idle(self, relay: Relay) -> None:
@@ -358,14 +352,15 @@ class Connection:
         limits = [(rules.idle_timeout_s, Reason.IDLE_TIMEOUT)]
         if relay.half_closed:
             limits.append((rules.half_close_timeout_s, Reason.HALF_CLOSE_TIMEOUT))
-        timeout_s, reason = min((limit for limit in limits if limit[0]), default=(_SELDOM_S, None))
-        left_s = relay.touched + timeout_s - monotonic()
-        if left_s <= 0 and reason is not None:
-            relay.abort(reason)
-            return
+        left_s = _SELDOM_S
+        for timeout_s, reason in sorted(limit for limit in limits if limit[0])[:1]:
+            left_s = relay.touched + timeout_s - monotonic()
+            if left_s <= 0:
+                relay.abort(reason)
+                return
         # A half-close from now on is noticed in time.
         self._forwarder.plant.wheel.enter(
-            self, min(max(left_s, TICK_S), rules.half_close_timeout_s or _SELDOM_S)
+            self, min(left_s, rules.half_close_timeout_s or _SELDOM_S)
         )
 
     def abort(self, reason: Reason) -> None:

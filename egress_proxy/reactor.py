@@ -32,8 +32,10 @@ URGENT = select.EPOLLPRI
 
 _EDGES = IN | OUT | PEER_FINISHED | URGENT | select.EPOLLET
 
-# Events taken at once: a bound on how long the event loop waits for its turn.
+# Events taken at once.
 _BATCH = 256
+# How many batches before the event loop has its turn.
+_BATCHES = 8
 
 
 class Watcher(Protocol):
@@ -104,18 +106,22 @@ class Reactor:
         self._epoll.close()
 
     def _run(self) -> None:
-        self.now = monotonic()
-        watchers = self._watchers
-        for fd, events in self._epoll.poll(0, _BATCH):
-            watcher = watchers.get(fd)
-            if watcher is not None:
-                try:
-                    watcher.ready(events)
-                except Exception as error:  # noqa: BLE001 - one connection's defect is its own
-                    self._report(error)
-                    watcher.fail()
-        if self._closing:
-            self._close_sockets()
+        # Looking again here is cheaper than a turn of the event loop, which would look too.
+        for _ in range(_BATCHES):
+            batch = self._epoll.poll(0, _BATCH)
+            if not batch:
+                return
+            self.now = monotonic()
+            for fd, events in batch:
+                watcher = self._watchers.get(fd)
+                if watcher is not None:
+                    try:
+                        watcher.ready(events)
+                    except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+                        self._report(error)
+                        watcher.fail()
+            if self._closing:
+                self._close_sockets()
 
     def _run_again(self) -> None:
         self.now = monotonic()
@@ -123,7 +129,7 @@ class Reactor:
         for watcher in watchers:
             try:
                 watcher.ready(0)
-            except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+            except Exception as error:  # noqa: BLE001 - as above
                 self._report(error)
                 watcher.fail()
 

@@ -144,14 +144,12 @@ class ListenerOpened(Record, frozen=True, kw_only=True):
 
 
 class ListenerClosed(Record, frozen=True, kw_only=True):
-    """A port refuses its clients: `error` says why."""
+    """A port refuses clients from now on; established connections go on."""
 
     event: ClassVar[str] = "listener.closed"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
 
     listener: int
     destination: str
-    error: str
 
 
 class ListenersPaused(Record, frozen=True, kw_only=True):

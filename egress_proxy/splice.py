@@ -81,18 +81,20 @@ class Relay:
     """Both directions between `client` and `upstream`, two connected non-blocking sockets.
 
     Both must have SO_OOBINLINE set and be watched already. `touched` is the reactor's time at
-    which an octet or a FIN moved last.
+    which an octet or a FIN moved last; `cause` says which side broke first, if one did.
     """
 
     __slots__ = (
         "_client",
         "_flush_timer",
         "_owner",
-        "_reset_reason",
+        "_resetting",
         "_upstream",
+        "cause",
         "down",
         "ended",
         "engine",
+        "reactor",
         "touched",
         "up",
     )
@@ -108,8 +110,10 @@ class Relay:
         self._client = client
         self._upstream = upstream
         self._owner = owner
-        self._reset_reason: Reason | None = None
+        self.reactor = engine.reactor
+        self._resetting = False
         self._flush_timer: asyncio.TimerHandle | None = None
+        self.cause: Reason | None = None
         self.ended = False
         self.touched = engine.reactor.now
         self.up = Flow(self, client, upstream, Reason.CLIENT_RESET)
@@ -123,7 +127,8 @@ class Relay:
         reactor.pass_on(self._client, self.up)
         reactor.pass_on(self._upstream, self.down)
         self.up.ready(client_events)
-        self.down.ready(upstream_events)
+        if not self.ended:
+            self.down.ready(upstream_events)
 
     @property
     def half_closed(self) -> bool:
@@ -131,11 +136,11 @@ class Relay:
         return not (self.up.open and self.down.open)
 
     def abort(self, reason: Reason) -> None:
-        """End both sides with a RST, now."""
+        """End both sides with a RST, now; a side that has broken before is the true reason."""
         if not self.ended:
             reset_on_close(self._client)
             reset_on_close(self._upstream)
-            self._end(reason)
+            self._end(self.cause or reason)
 
     def finished(self, flow: Flow) -> None:
         """`flow` has read its source's FIN and delivered everything before it."""
@@ -153,11 +158,13 @@ class Relay:
     def broken(self, flow: Flow) -> None:
         """`flow`'s source is broken, and what it sent is on its way: let a RST follow."""
         flow.open = False
-        if self._reset_reason is None:
-            self._reset_reason = flow.reset_reason
-            self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
+        self.cause = self.cause or flow.reset_reason
+        if self._resetting:
+            # The other side has broken too: there is no ACK to wait for.
+            self.abort(self.cause)
         else:
-            self.abort(self._reset_reason)
+            self._resetting = True
+            self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
 
     def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:
         # A RST makes both kernels drop what is under way, so it waits for the sink's ACKs. No
@@ -167,7 +174,7 @@ class Relay:
                 delay_s, self._reset_once_acknowledged, sink, min(2 * delay_s, _FLUSH_POLL_MAX_S)
             )
         else:
-            self.abort(self._reset_reason or Reason.ERROR)
+            self.abort(Reason.ERROR)
 
     def _end(self, reason: Reason) -> None:
         self.ended = True
@@ -175,6 +182,8 @@ class Relay:
             self._flush_timer.cancel()
         self.up.stop()
         self.down.stop()
+        self.up.let_go()
+        self.down.let_go()
         self.engine.reactor.close(self._client)
         self.engine.reactor.close(self._upstream)
         self._owner.relay_ended(reason)
@@ -184,7 +193,7 @@ class Flow:
     """One direction of a relay, and the watcher of its source socket.
 
     `count` is the number of octets that the sink's kernel has taken; `open` says whether more may
-    follow.
+    follow; `blocked`, whether something is held that the sink has not taken.
     """
 
     __slots__ = (
@@ -198,6 +207,7 @@ class Flow:
         "_source",
         "_source_broken",
         "_source_finished",
+        "blocked",
         "count",
         "open",
         "opposite",
@@ -227,6 +237,7 @@ class Flow:
         # stop that recv makes at urgent data.
         self._short_read_drains = True
         self._bulk = False
+        self.blocked = False
         # What the sink has not taken yet: octets in user space, or in a pipe; never both.
         self._held: memoryview | None = None
         self._pipe: Pipe | None = None
@@ -234,8 +245,6 @@ class Flow:
 
     def ready(self, events: int) -> None:
         """The source has changed: it may be readable, writable, finished or broken."""
-        if self._relay.ended:
-            return
         if events & _UNUSUAL:
             if events & ERROR:
                 self.source_broke()
@@ -243,14 +252,13 @@ class Flow:
             if events & PEER_FINISHED:
                 self._source_finished = True
             if events & URGENT:
-                self._short_read_drains = False
-        opposite = self.opposite
-        if events & OUT and (opposite._held is not None or opposite._pipe is not None):  # noqa: SLF001 - same class
-            opposite._move()  # noqa: SLF001 - same class
+                self._short_read_drains = self._bulk = False
+        if events & OUT and self.opposite.blocked:
+            self.opposite.move()
         if events & IN:
             self._readable = True
-        if self._readable and self._held is None and self._pipe is None:
-            self._move()
+        if self._readable and not self.blocked:
+            self.move()
 
     def fail(self) -> None:
         self._relay.abort(Reason.ERROR)
@@ -258,59 +266,77 @@ class Flow:
     def source_broke(self) -> None:
         """Nothing can reach the source any more; what it sent before may still be unread."""
         self.opposite.stop()
+        self._relay.cause = self._relay.cause or self.reset_reason
         self._source_broken = True
         # Read on until recv itself says that there is no more.
         self._short_read_drains = False
         self._readable = True
         if not self.open:
             self._relay.broken(self)
-        elif self._held is None and self._pipe is None:
-            self._move()
+        elif not self.blocked:
+            self.move()
 
     def stop(self) -> None:
         """Move nothing more, and give up what is held."""
         self.open = False
+        self.blocked = False
         self._held = None
         if self._pipe is not None:
             self._relay.engine.pipes.give_back(self._pipe, empty=False)
             self._pipe = None
             self._piped = 0
 
-    def _move(self) -> None:
+    def let_go(self) -> None:
+        """Break the circle of references: the garbage collector has none to look for then."""
+        del self.opposite, self._relay
+
+    def move(self) -> None:  # noqa: C901, PLR0911, PLR0912 - the hot path: a call more costs 2 %
         """Move octets until the source is drained, the sink is full, or others want a turn."""
-        if not self._deliver_held():
+        if self.blocked and not self._deliver_held():
             return
         for _ in range(_ROUNDS):
             if not (self._readable and self.open):
                 return
-            if not (self._splice() if self._bulk else self._copy()):
+            if self._bulk:
+                if not self._splice():
+                    return
+                continue
+            try:
+                count = self._source.recv_into(_BUFFER)
+            except BlockingIOError:
+                self._readable = False
+                return
+            except OSError:
+                self._relay.broken(self)
+                return
+            if count == 0:
+                self._end_reached()
+                return
+            drained = count < _READ and self._short_read_drains
+            if drained:
+                self._readable = self._source_finished
+            elif count == _READ:
+                self._bulk = self._short_read_drains
+            try:
+                taken = self.sink.send(_BUFFER[:count])
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                self.opposite.source_broke()
+                return
+            self.count += taken
+            relay = self._relay
+            relay.touched = relay.reactor.now
+            if taken < count:
+                # A copy: the shared buffer is another flow's next.
+                self._held = memoryview(bytes(_BUFFER[taken:count]))
+                self.blocked = True
+                return
+            if drained:
+                if self._source_finished:
+                    relay.finished(self)
                 return
         self._relay.engine.reactor.again(self)
-
-    def _copy(self) -> bool:
-        """Move one buffer's worth; whether to go on."""
-        try:
-            count = self._source.recv_into(_BUFFER)
-        except BlockingIOError:
-            self._readable = False
-            return False
-        except OSError:
-            self._relay.broken(self)
-            return False
-        if count == 0:
-            self._end_reached()
-            return False
-        drained = count < _READ and self._short_read_drains
-        if drained:
-            self._readable = self._source_finished
-        elif count == _READ:
-            self._bulk = self._short_read_drains
-        if not self._send(_BUFFER[:count]):
-            return False
-        if drained and self._source_finished:
-            self._relay.finished(self)
-            return False
-        return True
 
     def _end_reached(self) -> None:
         # The error of a broken socket is told once, perhaps to a send; recv then says 0.
@@ -319,29 +345,23 @@ class Flow:
         else:
             self._relay.finished(self)
 
-    def _send(self, octets: memoryview) -> bool:
-        """Give `octets` to the sink; hold what it does not take, and say whether it took all."""
+    def _deliver_held(self) -> bool:
+        """Whether nothing is held any more."""
+        held = self._held
+        if held is None:
+            return self._pipe is None or self._empty_pipe(self._pipe)
         try:
-            taken = self.sink.send(octets)
+            taken = self.sink.send(held)
         except BlockingIOError:
-            taken = 0
+            return False
         except OSError:
             self.opposite.source_broke()
             return False
         self.count += taken
-        self._relay.touched = self._relay.engine.reactor.now
-        if taken == len(octets):
-            self._held = None
-            return True
-        # The shared buffer is another flow's next; what is held already is this flow's own.
-        self._held = octets[taken:] if self._held is not None else memoryview(bytes(octets[taken:]))
-        return False
-
-    def _deliver_held(self) -> bool:
-        """Whether nothing is held any more."""
-        if self._held is not None:
-            return self._send(self._held)
-        return self._pipe is None or self._empty_pipe(self._pipe)
+        self._relay.touched = self._relay.reactor.now
+        self.blocked = taken < len(held)
+        self._held = held[taken:] if self.blocked else None
+        return not self.blocked
 
     def _splice(self) -> bool:
         """Move one pipe's worth; whether to go on."""
@@ -362,6 +382,7 @@ class Flow:
             count = 0
         self._bulk = not self._readable or count >= _WORTH_SPLICING
         self._piped = count
+        self.blocked = True
         return self._empty_pipe(pipe) and self._readable
 
     def _empty_pipe(self, pipe: Pipe) -> bool:
@@ -381,6 +402,7 @@ class Flow:
             self._relay.touched = self._relay.engine.reactor.now
         self._relay.engine.pipes.give_back(pipe, empty=True)
         self._pipe = None
+        self.blocked = False
         return True
 
 

@@ -14,6 +14,10 @@ done
 # Without it the C library asks DNS before it reads /etc/hosts.
 echo 'hosts: files dns' > etc/nsswitch.conf
 
-# On a read-only root nobody can compile later. Unchecked hashes: the files carry no time stamp.
-stdlib=$(chroot . /usr/bin/python3 -c 'import os; print(os.path.dirname(os.__file__))')
-chroot . /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash "$stdlib" >&2
+# On a read-only root nobody can compile later. Unchecked hashes: the files carry no time stamp. An
+# all but empty environment, -B and -f: else what python imports on its way is compiled otherwise.
+python() {
+    env --ignore-environment PATH="$PATH" PYTHONHASHSEED=0 chroot . /usr/bin/python3 -B "$@"
+}
+stdlib=$(python -c 'import os; print(os.path.dirname(os.__file__))')
+python -m compileall -qf --invalidation-mode unchecked-hash "$stdlib" >&2

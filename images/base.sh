@@ -31,9 +31,9 @@ wanted=('/usr/bin/python3*' '/usr/share/common-licenses/*' '/usr/share/doc/*/cop
 "$here/debian.sh" "$suite" base-files,python3-minimal,libpython3-stdlib --format=tar \
     "${unwanted[@]/#/--dpkgopt=path-exclude=}" "${wanted[@]/#/--dpkgopt=path-include=}" \
     --extract-hook="$here/base-hook.sh" - |
-    # What mmdebstrap itself put there.
+    # What mmdebstrap itself put there, this machine's name and name servers among it.
     mmtarfilter --path-exclude='/dev/*' --path-exclude='/etc/apt*' --path-exclude='/etc/dpkg*' \
-        > "$context/root.tar"
+        --path-exclude=/etc/hostname --path-exclude=/etc/resolv.conf > "$context/root.tar"
 
 printf 'FROM scratch\nADD root.tar /\n' > "$context/Containerfile"
 "$engine" build --quiet --tag "$image" --file "$context/Containerfile" "$context"

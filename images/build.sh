@@ -18,13 +18,12 @@ fi
 
 options=(--quiet --network none --build-arg "BASE=$base" --build-arg "VERSION=$version"
     --build-arg "REVISION=$revision")
-# The commit's own time: two builds of one commit have the same layers.
+# The commit's own time: two builds of one commit have the same layers. A layer kept from an earlier
+# build would have that one's time, and podman takes it for a label's other value too.
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 case $engine in
     *docker) options+=(--build-arg "SOURCE_DATE_EPOCH=$epoch") ;;
-    # Without --layers, buildah would end the router's build by removing the images of its earlier
-    # stages, and one of them is, to the last bit, the proxy's image.
-    *) options+=(--timestamp "$epoch" --layers) ;;
+    *) options+=(--timestamp "$epoch" --layers=false) ;;
 esac
 
 for target in egress-dns-proxy egress-router; do

@@ -84,6 +84,7 @@ def compile_tree(tree: Path, *, strip: str = "") -> None:
     compiled = compileall.compile_dir(
         tree,
         maxlevels=64,
+        force=True,
         quiet=1,
         stripdir=strip or None,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,

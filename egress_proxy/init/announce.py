@@ -24,7 +24,7 @@ from egress_proxy.init.frames import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from egress_proxy.init.frames import Frame, Heard
@@ -56,34 +56,50 @@ DEFAULT_PACE = Pace()
 
 # A packet that says anything about addresses is far shorter.
 _LONGEST = 2048
+# More frames than a socket holds with the default net.core.rmem_default.
+_QUEUED = 1000
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """What `frames` returns is sent `rounds` times, `interval_s` apart.
+
+    It ends `patience_s` after the last round, or as soon as all is sent and it is `enough`.
+    """
+
+    rounds: int
+    interval_s: float
+    patience_s: float
+    frames: Callable[[], Iterable[Frame]]
+    enough: Callable[[], bool] = _never
 
 
 class Wire:
     """The LAN that `interface` is on, as the sender and hearer of frames about addresses.
 
-    It hears from the moment it is made. Raises OSError: without NET_RAW, or when the link goes.
+    `mac` is the interface's own; `sockets` are non-blocking packet sockets by the type of frames
+    that each is bound to, and are closed with the wire.
     """
 
-    def __init__(self, interface: str, mac: bytes) -> None:
+    def __init__(self, interface: str, mac: bytes, sockets: Mapping[int, socket.socket]) -> None:
         self.mac = mac
         self._interface = interface
+        self._sockets = sockets
+
+    @classmethod
+    def open(cls, interface: str, mac: bytes) -> Self:
+        """A wire that hears from now on. Raises OSError, as without NET_RAW."""
         with ExitStack() as stack:
-            self._sockets = {
-                ethertype: stack.enter_context(self._open(ethertype))
+            sockets = {
+                ethertype: stack.enter_context(_packet_socket(interface, ethertype))
                 for ethertype in (ETH_P_ARP, ETH_P_IPV6)
             }
-            self._stack = stack.pop_all()
-
-    def _open(self, ethertype: int) -> socket.socket:
-        # Protocol 0 hears nothing until it is bound: without it, every interface would be heard.
-        opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
-        try:
-            opened.bind((self._interface, ethertype))
-        except OSError:
-            opened.close()
-            raise
-        opened.settimeout(0)
-        return opened
+            stack.pop_all()
+        return cls(interface, mac, sockets)
 
     def __enter__(self) -> Self:
         return self
@@ -94,29 +110,27 @@ class Wire:
         _error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        for opened in self._sockets.values():
+            opened.close()
 
-    def converse(
-        self,
-        rounds: Iterable[Iterable[Frame]],
-        interval_s: float,
-        patience_s: float,
-        enough: Callable[[], bool],
-    ) -> Iterator[Heard]:
-        """Send a round of frames each `interval_s`, and yield what others say meanwhile.
-
-        Ends `patience_s` after the last round, or as soon as all are sent and it is `enough`.
-        """
-        for number, frames in enumerate(rounds):
+    def converse(self, talk: Talk) -> Iterator[Heard]:
+        """Say what is to be said, and yield what others say meanwhile."""
+        for number in range(talk.rounds):
             if number > 0:
-                yield from self._listen(interval_s, _never)
-            for frame in frames:
+                yield from self._listen(talk.interval_s, _never)
+            for frame in talk.frames():
                 self._send(frame)
-        yield from self._listen(patience_s, enough)
+        yield from self._listen(talk.patience_s, talk.enough)
 
     def pending(self) -> Iterator[Heard]:
         """What was heard and not read yet."""
-        return self._listen(0, _never)
+        for opened in self._sockets.values():
+            # Bounded, for a neighbour may send faster than this is read.
+            for _ in range(_QUEUED):
+                try:
+                    yield from self._hear(opened)
+                except BlockingIOError:
+                    break
 
     def _send(self, frame: Frame) -> None:
         destination = (self._interface, frame.ethertype, 0, 0, frame.destination)
@@ -125,19 +139,30 @@ class Wire:
     def _listen(self, duration_s: float, enough: Callable[[], bool]) -> Iterator[Heard]:
         deadline = time.monotonic() + duration_s
         while not enough():
-            left_s = max(deadline - time.monotonic(), 0)
-            ready, _, _ = select.select(self._sockets.values(), (), (), left_s)
-            for readable in ready:
-                payload, (_, ethertype, _, _, sender) = readable.recvfrom(_LONGEST)
-                heard = hear(ethertype, sender, payload)
-                if heard is not None and heard.mac != self.mac:
-                    yield heard
-            if not ready and left_s == 0:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 return
+            for ready in select.select(self._sockets.values(), (), (), left_s)[0]:
+                yield from self._hear(ready)
+
+    def _hear(self, opened: socket.socket) -> Iterator[Heard]:
+        """The next frame, if others say something with it. Raises BlockingIOError without one."""
+        payload, (_, ethertype, _, _, sender) = opened.recvfrom(_LONGEST)
+        heard = hear(ethertype, sender, payload)
+        if heard is not None and heard.mac != self.mac:
+            yield heard
 
 
-def _never() -> bool:
-    return False
+def _packet_socket(interface: str, ethertype: int) -> socket.socket:
+    # Protocol 0 hears nothing until it is bound: without it, every interface would be heard.
+    opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    try:
+        opened.bind((interface, ethertype))
+    except OSError:
+        opened.close()
+        raise
+    opened.settimeout(0)
+    return opened
 
 
 def other_owner(heard: Iterable[Heard], addresses: Iterable[Address]) -> tuple[Address, str] | None:
@@ -162,9 +187,13 @@ def detect(wire: Wire, addresses: Iterable[Address], pace: Pace) -> tuple[Addres
     frames = [probe(wire.mac, address) for address in wanted if isinstance(address, IPv4Address)]
     if not frames:
         return other_owner(wire.pending(), wanted)
-    interval_s = pace.probe_interval_s
-    conversation = wire.converse([frames] * _PROBES, interval_s, interval_s, _never)
-    return other_owner(conversation, wanted)
+    talk = Talk(
+        rounds=_PROBES,
+        interval_s=pace.probe_interval_s,
+        patience_s=pace.probe_interval_s,
+        frames=lambda: frames,
+    )
+    return other_owner(wire.converse(talk), wanted)
 
 
 def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source, ...]:
@@ -172,16 +201,20 @@ def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source,
     silent = {source.gateway: source for source in sources}
     every = tuple(silent.values())
 
-    def rounds() -> Iterator[list[Frame]]:
-        for _ in range(_ANNOUNCEMENTS):
-            told = [f for source in every for f in announcements(wire.mac, source.address)]
-            asked = [question(wire.mac, s.address, s.gateway) for s in silent.values()]
-            yield told + asked
+    def frames() -> Iterator[Frame]:
+        for source in every:
+            yield from announcements(wire.mac, source.address)
+        for source in silent.values():
+            yield question(wire.mac, source.address, source.gateway)
 
-    conversation = wire.converse(
-        rounds(), pace.announcement_interval_s, pace.patience_s, lambda: not silent
+    talk = Talk(
+        rounds=_ANNOUNCEMENTS,
+        interval_s=pace.announcement_interval_s,
+        patience_s=pace.patience_s,
+        frames=frames,
+        enough=lambda: not silent,
     )
-    for heard in conversation:
+    for heard in wire.converse(talk):
         if heard.has is not None:
             silent.pop(heard.has, None)
     return tuple(silent.values())

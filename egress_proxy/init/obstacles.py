@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from egress_proxy.init.steps import Change
     from egress_proxy.variables import Address
 
+# Six octets in hexadecimal, with a colon between.
+_MAC_CHARACTERS = 17
 _ATTACHMENT = (
     'with OpenShift SDN set the annotation pod.network.openshift.io/assign-macvlan: "true"; '
     "elsewhere attach a macvlan network (Multus, whose first interface is net1)"
@@ -33,9 +35,10 @@ def find_obstacles(state: State, settings: InitSettings) -> tuple[Problem, ...]:
     """Everything because of which init would fail, without trying it."""
     link = state.link(settings.interface)
     problems = [*_capability_problems(state)]
-    if link is None or link.loopback:
+    if link is None or link.loopback or len(link.mac) != _MAC_CHARACTERS:
         problems.append(_interface_problem(state, settings.interface))
         return tuple(problems)
+    problems.extend(_role_problems(state, link, settings))
     for source in settings.sources:
         problems.extend(_source_problems(state, link, source))
     return tuple(problems)
@@ -51,14 +54,35 @@ def _capability_problems(state: State) -> Iterator[Problem]:
 
 
 def _interface_problem(state: State, interface: str) -> Problem:
-    others = [link.name for link in state.links if not link.loopback]
-    if state.link(interface) is not None:
+    link = state.link(interface)
+    if link is None:
+        others = [other.name for other in state.links if not other.loopback]
+        reason = f"no such interface (there are {', '.join(others) or 'none'})"
+    elif link.loopback:
         reason = "this is the loopback interface"
     else:
-        reason = f"no such interface (there are {', '.join(others) or 'none'})"
+        reason = "this is no Ethernet interface"
     return Problem(
         variable=variables.INTERFACE.name, value=interface, reason=reason, cure=_ATTACHMENT
     )
+
+
+def _role_problems(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
+    """What the interface has is the pod's own network, and clients would lose it."""
+    reserved = {source.address for source in settings.sources}
+    at_home = [
+        held
+        for held in state.addresses
+        if not (held.address.is_loopback or held.address.is_link_local)
+        and held.address not in reserved
+    ]
+    if at_home and all(held.interface == link.name for held in at_home):
+        yield Problem(
+            variable=variables.INTERFACE.name,
+            value=link.name,
+            reason="this is the pod's only network",
+            cure=_ATTACHMENT,
+        )
 
 
 def _source_problems(state: State, link: Link, source: Source) -> Iterator[Problem]:
@@ -109,8 +133,7 @@ def find_warnings(state: State, settings: InitSettings) -> tuple[Problem, ...]:
     for source in settings.sources:
         warnings.extend(_way_back_warnings(state, link, source))
         warnings.extend(_address_warnings(state, link, source))
-        if source.version == IPV6:
-            warnings.extend(_advertisement_warnings(state, link))
+    warnings.extend(_advertisement_warnings(state, link, settings))
     return tuple(warnings)
 
 
@@ -153,14 +176,18 @@ def _address_warnings(state: State, link: Link, source: Source) -> Iterator[Prob
             )
 
 
-def _advertisement_warnings(state: State, link: Link) -> Iterator[Problem]:
-    if link.ipv6 is not None and link.ipv6.accept_ra and not state.sysctls_writable:
+def _advertisement_warnings(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
+    if link.ipv6 is None or link.ipv6.disable_ipv6 or not link.ipv6.accept_ra:
+        return
+    if not state.sysctls_writable:
+        addresses = ",".join(str(source.address) for source in settings.sources)
         yield Problem(
             variable=variables.INTERFACE.name,
             value=link.name,
-            reason="routers on the LAN may add addresses and routes of their own to it "
-            "(those of init win), and /proc/sys is read-only",
-            cure=_set_sysctl(link, "accept_ra"),
+            reason="routers on the LAN may add IPv6 addresses and routes of their own to it "
+            "(the routes of init win), and /proc/sys is read-only",
+            cure=f"{_set_sysctl(link, 'accept_ra')}; or set EGRESS_DNS_PROXY_SOURCE to "
+            f"{addresses} in the main container",
         )
 
 
@@ -184,17 +211,32 @@ def refused(change: Change, error: OSError, settings: InitSettings) -> Problem:
     return Problem(
         variable=variable,
         value=value,
-        reason=f"the kernel refuses '{change}': {error.strerror}",
+        reason=f"the kernel refuses '{change}': {_said(error)}",
         cure="add NET_ADMIN to securityContext.capabilities"
         if powerless
         else "compare it with what egress-proxy check shows",
     )
 
 
+def failed(error: OSError, settings: InitSettings) -> Problem:
+    """Looking at the network, or sending and hearing on the interface, fails."""
+    return Problem(
+        variable=variables.INTERFACE.name,
+        value=settings.interface,
+        reason=f"the network failed on the way: {_said(error)}",
+        cure="look for something else that changes the pod's network",
+    )
+
+
+def _said(error: OSError) -> str:
+    """The kernel's reason; if_nametoindex(3) in Python gives a text of its own."""
+    return error.strerror or str(error)
+
+
 def not_undone(change: Change, error: OSError) -> Problem:
     """After a failure, `change` was to restore what was there before."""
     return Problem(
-        value=str(change), reason=f"could not be undone: {error.strerror}", cure="delete the pod"
+        value=str(change), reason=f"could not be undone: {_said(error)}", cure="delete the pod"
     )
 
 
@@ -221,7 +263,7 @@ def no_packet_socket(interface: str, error: OSError) -> Problem:
     return Problem(
         variable=variables.INTERFACE.name,
         value=interface,
-        reason=f"can't send and hear frames on it: {error.strerror}",
+        reason=f"can't send and hear frames on it: {_said(error)}",
         cure="add NET_RAW to securityContext.capabilities",
     )
 

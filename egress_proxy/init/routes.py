@@ -111,34 +111,32 @@ class _Family:
         wanted = []
         if self.source.length is not None:
             prefix = self._link_route(self.source.address, self.source.length)
-            if not any(_within(prefix, other) for other in self.connected):
+            if not any(_within(prefix, route) for route in self.specific if self._leads_out(route)):
                 wanted.append(prefix)
-        nearest = longest_match([*self._others(), *self.connected, *wanted], self.source.gateway)
-        known = nearest is not None and (
-            nearest.over(self.egress.name) and nearest.scope == self.link_scope
-        )
+        nearest = longest_match([*self.specific, *wanted], self.source.gateway)
+        known = nearest is not None and self._leads_out(nearest)
         if not (known or _local(self.source.gateway)):
             wanted.append(self._link_route(self.source.gateway, self.source.gateway.max_prefixlen))
         return tuple(wanted)
 
+    def _leads_out(self, route: Route) -> bool:
+        """Over the egress interface and on its link, as the kernel wants it of a gateway."""
+        return route.on_link and route.over(self.egress.name) and route.scope == self.link_scope
+
     @cached_property
-    def connected(self) -> tuple[Route, ...]:
-        """The on-link routes over the egress interface that are there, or come with an address."""
-        there = [route for route in self.main if route.over(self.egress.name) and route.on_link]
-        coming = []
+    def specific(self) -> tuple[Route, ...]:
+        """All but the default routes: those of the main table, and those that an address brings."""
+        there = [route for route in self.main if not route.default]
         if self.state.held(self.source.address) is None and self.source.length is not None:
-            coming.append(self._link_route(self.source.address, self.source.length))
+            there.append(self._link_route(self.source.address, self.source.length))
         if not self.egress.up:
-            coming.extend(
+            there.extend(
                 self._link_route(held.address, held.length)
                 for held in self.state.addresses
                 if held.interface == self.egress.name
                 and held.address.version == self.source.version
             )
-        return tuple(route for route in (*there, *coming) if not route.default)
-
-    def _others(self) -> Iterator[Route]:
-        return (route for route in self.main if not (route.default or route.over(self.egress.name)))
+        return tuple(there)
 
     def _link_route(self, address: Address, length: int) -> Route:
         return Route(
@@ -153,7 +151,7 @@ class _Family:
     def kept(self) -> tuple[Route, ...]:
         """Host routes to what would otherwise follow the default route out of the pod network."""
         found = []
-        remaining = (*self._others(), *self.connected, *self.links)
+        remaining = (*self.specific, *self.links)
         for target in self._pod_targets():
             before = longest_match(self.pod_network.values(), target)
             now = longest_match(remaining, target)

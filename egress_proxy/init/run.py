@@ -10,7 +10,7 @@ from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.init import surroundings
 from egress_proxy.init.announce import DEFAULT_PACE, Pace
 from egress_proxy.init.netlink import Netlink
-from egress_proxy.init.obstacles import find_obstacles, find_warnings
+from egress_proxy.init.obstacles import failed, find_obstacles, find_warnings
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.preview import Preview
 from egress_proxy.init.takeover import Takeover
@@ -57,6 +57,8 @@ def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pa
         warnings = takeover.carry_out(state, lambda: observe(netlink))
     except PlatformError as error:
         raise PlatformError(*error.problems, *takeover.undo()) from None
+    except OSError as error:
+        raise PlatformError(failed(error, settings), *takeover.undo()) from error
     _warn(log, warnings)
     log.info(
         "init.done",

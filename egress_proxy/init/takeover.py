@@ -100,7 +100,7 @@ class Takeover:
 
     def _open_wire(self, mac: bytes) -> Wire:
         try:
-            return Wire(self._settings.interface, mac)
+            return Wire.open(self._settings.interface, mac)
         except OSError as error:
             problem = obstacles.no_packet_socket(self._settings.interface, error)
             raise PlatformError(problem) from None

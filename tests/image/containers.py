@@ -53,19 +53,16 @@ def example(name: str) -> Resource:
     return pod
 
 
-def attach_macvlan(lab: Lab, ipam: Resource | None = None) -> None:
+def attach_macvlan(lab: Lab, ipam: Resource) -> None:
     """Give the pod `macvlan0` as a container runtime would: by the CNI plugin, from the node.
 
-    Without `ipam` it has no address, as OpenShift SDN leaves it.
+    The configuration is that of `deploy/overlays/multus`, with the laboratory's interface and
+    `ipam`. An empty one leaves it without an address, as OpenShift SDN does.
     """
-    config = {
-        "cniVersion": "0.3.1",
-        "name": "egress-router",
-        "type": "macvlan",
-        "mode": "bridge",
-        "master": "lan0",
-        "ipam": ipam or {},
-    }
+    attachment = yaml.safe_load(
+        (ROOT / "deploy/overlays/multus/networkattachment.yaml").read_text()
+    )
+    config = json.loads(attachment["spec"]["config"]) | {"master": "lan0", "ipam": ipam}
     environment = {
         "CNI_COMMAND": "ADD",
         "CNI_CONTAINERID": "egress-router",

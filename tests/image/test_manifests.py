@@ -16,7 +16,7 @@ from kubernetes_validate.utils import SchemaNotFoundError  # type: ignore[import
 from egress_proxy.settings import read_settings
 from tests.image.containers import ROOT, Resource, example, require
 
-OVERLAYS = ("openshift-sdn", "multus", "configmap")
+OVERLAYS = ("overlays/openshift-sdn", "overlays/multus", "overlays/configmap", "examples/shop")
 EXAMPLES = ("pod-privileged", "pod-least-privilege")
 # The oldest with a schema, OpenShift 4.14's (the last with OpenShift SDN in support), a newer one,
 # and the newest that the package knows.
@@ -66,7 +66,7 @@ def pod_of(resources: list[Resource]) -> Resource:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", ["base", *(f"overlays/{name}" for name in OVERLAYS)])
+@pytest.mark.parametrize("overlay", ["base", *OVERLAYS])
 def test_every_manifest_renders_and_is_valid(overlay: str, version: str) -> None:
     for resource in render(overlay):
         try:
@@ -83,7 +83,7 @@ def test_every_example_is_valid(name: str, version: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_destinations_service_and_policy_name_the_same_ports(overlay: str, tmp_path: Path) -> None:
-    resources = render(f"overlays/{overlay}")
+    resources = render(overlay)
     (proxy,) = pod_of(resources)["spec"]["containers"]
     variables = dict(environment(resources, proxy))
     if "EGRESS_DNS_PROXY_DESTINATION_FILE" in variables:
@@ -108,7 +108,7 @@ def test_destinations_service_and_policy_name_the_same_ports(overlay: str, tmp_p
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pod_is_given_time_to_drain(overlay: str) -> None:
-    resources = render(f"overlays/{overlay}")
+    resources = render(overlay)
     (proxy,) = pod_of(resources)["spec"]["containers"]
     variables = {
         **environment(resources, proxy),
@@ -138,6 +138,7 @@ def assert_least(container: Resource, *, root: bool, capabilities: list[str]) ->
     [
         pytest.param(lambda: pod_of(render("overlays/multus")), id="multus"),
         pytest.param(lambda: pod_of(render("overlays/configmap")), id="configmap"),
+        pytest.param(lambda: pod_of(render("examples/shop")), id="shop"),
         pytest.param(lambda: example("pod-least-privilege"), id="example"),
     ],
 )
@@ -174,9 +175,9 @@ def test_the_service_account_may_use_the_constraint_that_is_there() -> None:
     assert constraint["allowPrivilegedContainer"] is True
 
 
-@pytest.mark.parametrize("overlay", ["multus", "configmap"])
+@pytest.mark.parametrize("overlay", ["overlays/multus", "overlays/configmap", "examples/shop"])
 def test_the_attachment_has_the_source_address_and_the_egress_interface(overlay: str) -> None:
-    resources = render(f"overlays/{overlay}")
+    resources = render(overlay)
     attachment = one(resources, "NetworkAttachmentDefinition")
     config = json.loads(attachment["spec"]["config"])
     (init,) = pod_of(resources)["spec"]["initContainers"]

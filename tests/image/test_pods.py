@@ -26,7 +26,7 @@ BULK = bytes(range(256)) * (1 << 16)
 @pytest.fixture(params=["pod-privileged", "pod-least-privilege"])
 def pod(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pod]:
     """The pod in one privilege form, its macvlan without an address, its names resolvable."""
-    attach_macvlan(lab)
+    attach_macvlan(lab, {})
     with (
         DnsServer(lab.node.bind(CLUSTER_DNS.v4, 53), lab.node.listen(CLUSTER_DNS.v4, 53)) as server,
         Pod(lab, example(request.param), tmp_path) as made,
@@ -211,7 +211,6 @@ os._exit(0)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="`run` leaves SIGCHLD as it finds it")
 def test_pid_1_buries_orphans(pod: Pod) -> None:
     with pod.proxy(
         EGRESS_DNS_PROXY_DESTINATION=DESTINATIONS, EGRESS_DNS_PROXY_SOURCE="any"

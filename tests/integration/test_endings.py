@@ -13,29 +13,29 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import TYPE_CHECKING
 
 import pytest
 
 from egress_proxy.records import Reason
+from tests.support.peers import Peer
 from tests.support.rig import Rig, turns
-
-if TYPE_CHECKING:
-    from tests.support.peers import Peer
 
 pytestmark = pytest.mark.asyncio
 
 SIDES = ("client", "upstream")
+GREETINGS = {"client": b"hello", "upstream": b"welcome"}
 RESETS = {"client": Reason.CLIENT_RESET, "upstream": Reason.UPSTREAM_RESET}
 
 
 async def open_pair(rig: Rig, actor: str) -> tuple[Peer, Peer]:
     """An actor and its other, with octets passed both ways."""
     client, upstream = await rig.pair()
-    await client.send(b"hello")
-    assert await upstream.receive(5) == b"hello"
-    await upstream.send(b"welcome")
-    assert await client.receive(7) == b"welcome"
+    for peer, other, greeting in (
+        (client, upstream, GREETINGS["client"]),
+        (upstream, client, GREETINGS["upstream"]),
+    ):
+        await peer.send(greeting)
+        assert await other.receive(len(greeting)) == greeting
     return (client, upstream) if actor == "client" else (upstream, client)
 
 
@@ -136,10 +136,25 @@ async def test_connecting_upstream_is_silent_until_the_timeout() -> None:
 async def test_connecting_upstream_refuses() -> None:
     async with Rig() as rig:
         rig.listener.close()
-        client = await rig.client()
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
         assert await client.receive_all() == (b"", True)
         (record,) = await rig.recorder.wait_closed()
     assert record.reason is Reason.CONNECT_REFUSED
+
+
+async def test_connecting_upstream_says_something_and_resets() -> None:
+    """All of it before the proxy looks: what was said still arrives, and then the reset."""
+    async with Rig() as rig:
+        client = await connecting_client(rig)
+        sock, _ = rig.listener.sock.accept()
+        upstream = Peer(sock)
+        upstream.send_what_fits(b"too busy")
+        upstream.reset()
+        assert await client.receive_all() == (b"too busy", True)
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is Reason.UPSTREAM_RESET
+    assert record.bytes_to_client == 8
 
 
 async def test_connecting_drained() -> None:
@@ -305,6 +320,19 @@ async def test_paused_sender_resets(actor: str) -> None:
     assert was_reset
     assert sent.startswith(received)
     assert len(received) > in_relay
+    # All that the kernel took on its way has arrived: the RST has waited for it.
+    counted = record.bytes_to_upstream if actor == "client" else record.bytes_to_client
+    assert len(GREETINGS[actor]) + len(received) == counted
+    assert record.reason is RESETS[actor]
+
+
+@pytest.mark.parametrize("actor", SIDES)
+async def test_paused_sender_resets_and_the_reader_never_reads(actor: str) -> None:
+    """The idle timer ends it, but the reason is what came first."""
+    async with Rig(half_close_timeout_s=0.2) as rig:
+        one, _, _ = await paused_pair(rig, actor)
+        one.reset()
+        (record,) = await rig.recorder.wait_closed()
     assert record.reason is RESETS[actor]
 
 

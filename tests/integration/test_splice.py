@@ -92,3 +92,25 @@ async def test_urgent_octets_stay_in_their_place() -> None:
         await client.send(b"after")
         client.finish()
         assert await upstream.receive_all() == (b"before!after", False)
+
+
+async def test_urgent_octets_stay_in_their_place_in_bulk_too() -> None:
+    """splice(2) does not pass an urgent mark, and says that there is nothing to read."""
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        upstream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        octets = os.urandom(1 << 20)
+
+        async def send() -> None:
+            await client.send(octets)
+            client.sock.setblocking(True)
+            client.sock.send(b"!", socket.MSG_OOB)
+            client.sock.setblocking(False)
+            await client.send(octets)
+            client.finish()
+
+        sending = asyncio.create_task(send(), name="sender")
+        assert await upstream.receive(len(octets)) == octets
+        assert await upstream.receive(1) == b"!"
+        assert await upstream.receive_all() == (octets, False)
+        await sending

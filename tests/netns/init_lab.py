@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from egress_proxy.init.netlink import Netlink
@@ -12,6 +15,7 @@ from tests.support.lab import EGRESS_PROXY, GATEWAY, OUTSIDE, POD, RESERVED
 from tests.support.namespaces import Container
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from egress_proxy.init.state import State
@@ -33,6 +37,12 @@ V6 = {
 }
 DUAL = {name: f"{V4[name]},{V6[name]}" for name in ("EGRESS_SOURCE", "EGRESS_GATEWAY")} | _COMMON
 
+
+# linux/socket.h and linux/netlink.h
+_SOL_NETLINK = 270
+_NETLINK_ADD_MEMBERSHIP = 1
+# linux/rtnetlink.h, RTNLGRP_*: links, and for both families addresses, routes, rules and sysctls.
+_CHANGES = (1, 5, 7, 8, 9, 11, 19, 24, 25)
 
 # All that init may need.
 NEEDED = ("NET_ADMIN", "NET_RAW")
@@ -111,7 +121,7 @@ def routes(namespace: Namespace) -> set[str]:
     return {str(route) for route in observe(namespace).routes}
 
 
-def assert_works(lab: Lab, env: dict[str, str]) -> None:
+def assert_works(lab: Lab, env: dict[str, str], *, read_only: bool = False) -> None:
     """The outside sees the reserved address, every client gets replies, and init has finished."""
     version6 = ":" in env["EGRESS_SOURCE"]
     for outside, reserved in ((OUTSIDE.v4, RESERVED.v4), (OUTSIDE.v6, RESERVED.v6)):
@@ -132,7 +142,7 @@ def assert_works(lab: Lab, env: dict[str, str]) -> None:
             ):
                 accepted.sendall(b"hello")
                 assert connected.recv(5) == b"hello"
-    assert init(lab, env).expect_done()["steps"] == 0
+    assert init(lab, env, read_only=read_only).expect_done()["steps"] == 0
 
 
 def settle(lab: Lab) -> None:
@@ -146,3 +156,25 @@ def settle(lab: Lab) -> None:
             return netlink.wait(settled, 10)
 
     assert lab.pod.call(wait)
+
+
+@contextmanager
+def monitor(namespace: Namespace) -> Iterator[socket.socket]:
+    """A socket that hears of every change, as ``ip monitor`` does."""
+    with namespace.open_socket(socket.AF_NETLINK, socket.SOCK_RAW) as opened:
+        # The kernel sends to none that has no address.
+        opened.bind((0, 0))
+        for group in _CHANGES:
+            opened.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+        yield opened
+
+
+def drain(opened: socket.socket) -> int:
+    """How many messages came in so far."""
+    opened.setblocking(False)
+    for number in count():
+        try:
+            opened.recv(1 << 16)
+        except BlockingIOError:
+            return number
+    raise AssertionError

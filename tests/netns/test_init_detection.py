@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.init.frames import ETH_P_ARP, ETH_P_IPV6, hear, probe
-from tests.netns.init_lab import DUAL, V4, V6, init, observe, snapshot
-from tests.support.lab import EGRESS_PROXY, OUTSIDE, RESERVED, Lab
+from tests.netns.init_lab import DUAL, V4, V6, default_routes, init, observe, snapshot
+from tests.support.lab import EGRESS_PROXY, NODE_TO_PODS, OUTSIDE, RESERVED, Lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,20 @@ def test_a_host_that_probes_at_the_same_time_is_a_conflict(lab: Lab, arp: socket
 
 def test_a_host_that_probes_for_another_address_is_none(lab: Lab, arp: socket.socket) -> None:
     assert init_while_the_gateway_probes(lab, arp, "203.0.113.98") == (0, "")
+
+
+def test_an_interface_that_goes_away_on_the_way(lab: Lab, arp: socket.socket) -> None:
+    """The attachment is taken back while init waits for answers."""
+    with lab.pod.start(EGRESS_PROXY, "init", env=V4) as process:
+        arp.settimeout(10)
+        arp.recv(2048)
+        index = lab.pod.index("macvlan0")
+        lab.pod.netlink(lambda ip: ip.link("del", index=index))
+        assert process.wait() == 1
+        first, *left = process.stderr.splitlines()
+    assert first.startswith("EGRESS_INTERFACE: 'macvlan0': the network failed on the way: ")
+    assert all("could not be undone" in line for line in left)
+    assert default_routes(lab.pod, 4) == [f"default via {NODE_TO_PODS.v4} dev eth0"]
 
 
 def test_three_probes_and_three_announcements_of_each_kind(lab: Lab, arp: socket.socket) -> None:

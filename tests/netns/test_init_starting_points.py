@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.init_lab import V4, assert_works, default_routes, init, routes, snapshot
+from egress_proxy.init.netlink import Netlink
+from tests.netns.init_lab import DUAL, V4, assert_works, default_routes, init, routes, snapshot
 from tests.support.lab import (
     CLIENT,
     EGRESS_PROXY,
@@ -20,6 +22,7 @@ from tests.support.lab import (
 from tests.support.network import Host
 
 if TYPE_CHECKING:
+    from egress_proxy.init.state import State
     from tests.support.network import Namespace
 
 # On the LAN as well, and not reserved for us.
@@ -91,6 +94,34 @@ def test_two_default_routes(lab: Lab) -> None:
     assert_works(lab, V4)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_default_route_of_two_ways(lab: Lab, version: int) -> None:
+    """Both lead to the same node, over another address of it."""
+    lab.node.configure("pods0", Host.of("192.0.2.2/24", "2001:db8:0:2::2/64"))
+    ways = (NODE_TO_PODS.v4, "192.0.2.2") if version == 4 else (NODE_TO_PODS.v6, "2001:db8:0:2::2")
+    multipath = [{"gateway": way, "oif": eth0(lab)} for way in ways]
+    everywhere = "0.0.0.0/0" if version == 4 else "::/0"
+    change_routes(lab.pod, ("replace", {"dst": everywhere, "multipath": multipath}))
+    [before] = default_routes(lab.pod, version)
+    assert before.count("nexthop") == 2
+    init(lab, DUAL).expect_done()
+    assert before.replace("default", "default table 1091", 1) in routes(lab.pod)
+    assert_works(lab, DUAL)
+
+
+def test_what_the_default_route_says_of_its_path_is_kept(lab: Lab) -> None:
+    """Clouds have an MTU there, and where it is lost, large packets are."""
+    metrics = {"mtu": 1400, "advmss": 1300}
+    change_routes(
+        lab.pod, ("replace", {"dst": "default", "gateway": NODE_TO_PODS.v4, "metrics": metrics})
+    )
+    init(lab, V4).expect_done()
+    assert f"default via {NODE_TO_PODS.v4} dev eth0 table 1091 advmss 1300 mtu 1400" in routes(
+        lab.pod
+    )
+    assert_works(lab, V4)
+
+
 def test_no_default_route(lab: Lab) -> None:
     """Then nobody but the pod's own subnet gets replies, as before, and the way out is there."""
     change_routes(lab.pod, ("del", {"dst": "default", "gateway": NODE_TO_PODS.v4}))
@@ -150,8 +181,10 @@ def test_an_interface_without_a_carrier(lab: Lab) -> None:
     lan0 = lab.node.index("lan0")
     lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="down"))
     before = snapshot(lab.pod)
+    started = time.monotonic()
     result = init(lab, V4)
     assert result.status == 1
+    assert time.monotonic() - started > 5
     assert result.stderr == (
         "EGRESS_INTERFACE: 'macvlan0': no carrier within 5 s; "
         "check the node's interface below it: is it up, and is its cable in\n"
@@ -167,6 +200,31 @@ def test_an_interface_whose_carrier_comes_late(lab: Lab) -> None:
         lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="up"))
         process.wait_for("init.done")
         assert process.wait() == 0
+
+
+def test_a_wait_ends_with_the_news(lab: Lab) -> None:
+    """The carrier comes after the first look, and nothing but the kernel's message tells of it."""
+    lan0, macvlan0 = lab.node.index("lan0"), lab.pod.index("macvlan0")
+    lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="down"))
+    lab.pod.netlink(lambda ip: ip.link("set", index=macvlan0, state="up"))
+    looks = []
+
+    def check(state: State) -> bool | None:
+        link = state.link("macvlan0")
+        assert link is not None
+        looks.append(link.carrier)
+        if len(looks) == 1:
+            lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="up"))
+        return link.carrier or None
+
+    def wait() -> bool | None:
+        with Netlink() as netlink:
+            return netlink.wait(check, 60)
+
+    started = time.monotonic()
+    assert lab.pod.call(wait)
+    assert time.monotonic() - started < 30
+    assert not looks[0]
 
 
 @pytest.mark.parametrize("rp_filter", [0, 1, 2])

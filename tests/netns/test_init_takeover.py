@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import socket
-from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.init_lab import DUAL, NEEDED, V4, default_routes, init, settle, snapshot
+from tests.netns.init_lab import (
+    DUAL,
+    NEEDED,
+    V4,
+    default_routes,
+    drain,
+    init,
+    monitor,
+    settle,
+    snapshot,
+)
 from tests.support.lab import CLIENT, CLUSTER_DNS, GATEWAY, NODE_TO_LAN, OUTSIDE, POD, RESERVED
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.lab import Lab
-
-
-# linux/socket.h and linux/netlink.h
-SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP = 1
-# linux/rtnetlink.h, RTNLGRP_*: links, and for both families addresses, routes, rules and sysctls.
-CHANGES = (1, 5, 7, 8, 9, 11, 19, 24, 25)
 
 
 @pytest.fixture
@@ -89,28 +91,14 @@ def test_the_name_server_is_still_asked_over_the_pod_network(
 
 def test_a_second_run_changes_nothing(lab: Lab, resolv_conf: Path) -> None:
     """Seen by a monitor, which a plan without steps would not be enough for."""
-    with lab.pod.open_socket(socket.AF_NETLINK, socket.SOCK_RAW) as monitor:
-        monitor.bind((0, 0))
-        for group in CHANGES:
-            monitor.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+    with monitor(lab.pod) as changes:
         init(lab, DUAL, resolv_conf=resolv_conf).expect_done()
         settle(lab)
-        assert drain(monitor) > 0
+        assert drain(changes) > 0
         before = snapshot(lab.pod)
         assert init(lab, DUAL, resolv_conf=resolv_conf).expect_done()["steps"] == 0
-        assert drain(monitor) == 0
+        assert drain(changes) == 0
     assert snapshot(lab.pod) == before
-
-
-def drain(monitor: socket.socket) -> int:
-    """How many messages a monitor has got so far."""
-    monitor.setblocking(False)
-    for number in count():
-        try:
-            monitor.recv(1 << 16)
-        except BlockingIOError:
-            return number
-    raise AssertionError
 
 
 def test_every_step_is_logged_for_debugging(lab: Lab) -> None:

@@ -86,7 +86,10 @@ def show_init(deployment: Deployment) -> None:
 
 def show_run(deployment: Deployment) -> Process:
     heading("3. The main container")
-    say("egress-proxy run, as an ordinary user without any capability, is told:")
+    say(
+        "egress-proxy run, as an ordinary user without any capability and with a read-only file "
+        "system, is told:"
+    )
     show_env(RUN_ENV)
     proxy = deployment.start()
     proxy.wait_for("daemon.ready", listeners=len(ENDPOINTS))
@@ -148,7 +151,7 @@ def heading(title: str) -> None:
 
 
 def say(sentences: str) -> None:
-    print(f"\n{textwrap.fill(sentences, WIDTH)}")
+    print(f"\n{textwrap.fill(sentences, WIDTH, break_on_hyphens=False)}")
 
 
 def show(lines: str) -> None:

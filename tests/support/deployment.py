@@ -82,7 +82,7 @@ class PodSecurity:
 AS_DOCUMENTED = PodSecurity()
 LEAST_PRIVILEGE = PodSecurity(
     init=Container(capabilities=("NET_ADMIN", "NET_RAW")),
-    main=Container(uid=10001),
+    main=Container(uid=10001, read_only=True),
     sysctls={"ipv4/ip_unprivileged_port_start": 0},
 )
 

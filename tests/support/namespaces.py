@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import errno
 import getpass
 import json
 import os
@@ -41,6 +42,10 @@ _AT_RECURSIVE = 0x8000
 # asm-generic/unistd.h, the same for every architecture.
 _SYS_MOUNT_SETATTR = 442
 
+# seccomp.h
+_SCMP_ACT_ERRNO = 0x00050000
+_SCMP_ACT_ALLOW = 0x7FFF0000
+
 # linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
@@ -62,13 +67,16 @@ class Container:
 
     `resolv_conf` is the path of a file to be seen as /etc/resolv.conf. `read_only` takes every
     file system, /proc/sys among them. `capabilities` are all that root keeps; None is every one.
-    `uid` is a user and group without any capability; 0 is root.
+    `uid` is a user and group without any capability; 0 is root. `system_calls` are all that it may
+    make, by name; None is every one. Without CAP_SYS_ADMIN they need one of the two before, for its
+    no_new_privs, and always libseccomp.
     """
 
     resolv_conf: str | None = None
     read_only: bool = False
     capabilities: tuple[str, ...] | None = None
     uid: int = 0
+    system_calls: tuple[str, ...] | None = None
 
     def launcher(self, network: int, *argv: str) -> list[str]:
         """The command line of `argv` in a container and in the network of that descriptor.
@@ -174,27 +182,45 @@ def _drop_capabilities(*, keep: tuple[str, ...]) -> None:
         _prctl(_PR_CAPBSET_DROP, capability)
 
 
+def _allow_system_calls(names: tuple[str, ...]) -> None:
+    """Make the kernel say ENOSYS to all others, from now on (seccomp_init(3))."""
+    seccomp = ctypes.CDLL("libseccomp.so.2")
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    context = ctypes.c_void_p(seccomp.seccomp_init(_SCMP_ACT_ERRNO | errno.ENOSYS))
+    for name in names:
+        number = seccomp.seccomp_syscall_resolve_name(name.encode())
+        # Negative: not one of this architecture.
+        if number >= 0 and seccomp.seccomp_rule_add(context, _SCMP_ACT_ALLOW, number, 0) < 0:
+            raise OSError(errno.EINVAL, f"seccomp_rule_add {name}")
+    if seccomp.seccomp_load(context) < 0:
+        raise OSError(errno.EINVAL, "seccomp_load")
+
+
 def _launch(network: int, container: Container, argv: list[str]) -> None:
     setns(network, CLONE_NEWNET)
     os.close(network)
-    if container.resolv_conf is not None or container.read_only:
+    if container.resolv_conf is not None:
         unshare(CLONE_NEWNS)
         # Where systemd shares mounts, the next one would show up in the machine's own /etc.
         _mount("none", "/", _MS_REC | _MS_PRIVATE)
-    if container.resolv_conf is not None:
         _mount(container.resolv_conf, "/etc/resolv.conf", _MS_BIND)
-    if container.read_only:
-        _make_read_only("/")
     if container.capabilities is not None:
         _drop_capabilities(keep=container.capabilities)
     if container.uid != 0:
         # Root of a user namespace knows no other user than itself, so setuid() can't do it; a
         # namespace inside has no power over the network, which belongs to the outer one.
         _enter_user_namespace(uid=container.uid)
+    if container.read_only:
+        # Only now: entering a user namespace writes files below /proc.
+        unshare(CLONE_NEWNS)
+        _make_read_only("/")
     if container.uid != 0 or container.capabilities is not None:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.execve(argv[0], argv, _given_environment())  # noqa: S606 - becoming the command is the point
+    environment = _given_environment()
+    if container.system_calls is not None:
+        _allow_system_calls(container.system_calls)
+    os.execve(argv[0], argv, environment)  # noqa: S606 - becoming the command is the point
 
 
 def _given_environment() -> dict[bytes, bytes]:

@@ -21,15 +21,19 @@ class Peer:
 
     @classmethod
     async def connect(cls, address: tuple[str, int]) -> Self:
-        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        peer = cls(sock)
+        peer = cls.unconnected(":" in address[0])
         try:
-            await peer._loop.sock_connect(sock, address)
+            await peer._loop.sock_connect(peer.sock, address)
         except BaseException:
-            sock.close()
+            peer.close()
             raise
         return peer
+
+    @classmethod
+    def unconnected(cls, ipv6: bool = False) -> Self:
+        sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        return cls(sock)
 
     async def send(self, octets: bytes) -> None:
         await self._loop.sock_sendall(self.sock, octets)

@@ -35,7 +35,7 @@ TICK_S = 0.02
 
 
 class SmallConnector(Connector):
-    """Sockets whose kernel buffers a test can fill."""
+    """Sockets whose send buffers a test can fill."""
 
     def open(self, endpoint: Endpoint) -> socket.SocketType:
         sock = super().open(endpoint)
@@ -44,8 +44,8 @@ class SmallConnector(Connector):
 
 
 def shrink(sock: socket.SocketType) -> None:
-    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+    # Receive buffers stay large: bulk must be able to gather.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
 
 
 class Recorder:
@@ -131,6 +131,12 @@ class Rig:
     async def client(self) -> Peer:
         """A client that has connected to the forwarder."""
         peer = await Peer.connect(self.address)
+        self._peers.append(peer)
+        return peer
+
+    def unconnected_client(self) -> Peer:
+        """A client's socket, made before there are no more."""
+        peer = Peer.unconnected()
         self._peers.append(peer)
         return peer
 

@@ -146,6 +146,10 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
         {"listener": 80, "destination": "a.example:80", "addresses": ["10.128.0.2"]},
     ),
     (
+        ListenerClosed(listener=80, destination="a.example:80"),
+        {"listener": 80, "destination": "a.example:80"},
+    ),
+    (
         ListenersPaused(error="Too many open files", connections=7),
         {"error": "Too many open files", "connections": 7},
     ),
@@ -172,10 +176,6 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
     ),
     (DaemonDraining(connections=2, timeout_s=25.0), {"connections": 2, "timeout_s": 25.0}),
     (DaemonStopped(reset=2), {"reset": 2}),
-    (
-        ListenerClosed(listener=80, destination="a.example:80", error="no address"),
-        {"listener": 80, "destination": "a.example:80", "error": "no address"},
-    ),
     (
         SourceLost(address="192.0.2.99", error="no interface has it"),
         {"address": "192.0.2.99", "error": "no interface has it"},

@@ -117,6 +117,18 @@ def test_a_route_to_the_gateway_that_the_kernel_does_not_take_for_one() -> None:
     ]
 
 
+def test_a_gateway_behind_another_router_of_the_interface_is_brought_on_the_link() -> None:
+    observed = state(
+        POD
+        + "address 203.0.113.99/32 dev net1\n203.0.113.2 dev net1\n"
+        + "203.0.113.0/28 via 203.0.113.2 dev net1",
+        ETH0,
+        NET1,
+    )
+    wanted = replace(settings("203.0.113.99", "203.0.113.1"), interface="net1")
+    assert "ip route replace 203.0.113.1 dev net1 src 203.0.113.99" in commands(observed, wanted)
+
+
 def test_a_default_over_the_egress_interface_keeps_its_slot_and_gets_the_source() -> None:
     observed = state(
         """

@@ -1,0 +1,221 @@
+"""What runs out: connections, descriptors, pipes, time; and clients that only make work."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.pipes import PipePool
+from egress_proxy.records import ListenerOpened, ListenersPaused, ListenersResumed, Reason
+from tests.support.rig import Rig, turns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.peers import Peer
+
+pytestmark = pytest.mark.asyncio
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """Set the limit so that the next descriptor is one too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def echo(client: Peer, upstream: Peer) -> None:
+    await client.send(b"ping")
+    assert await upstream.receive(4) == b"ping"
+    await upstream.send(b"pong")
+    assert await client.receive(4) == b"pong"
+
+
+async def test_beyond_the_maximum_clients_wait_in_the_backlog() -> None:
+    async with Rig(maximum=2) as rig:
+        first, second = await rig.pair(), await rig.pair()
+        waiting = await rig.client()
+        await waiting.send(b"ping")
+        await echo(*first)
+        await echo(*second)
+        assert rig.admission.active == 2
+        assert rig.admission.paused
+        for peer in first:
+            peer.finish()
+        upstream = await rig.listener.accept()
+        assert await upstream.receive(4) == b"ping"
+        upstream.close()
+        kinds = [type(record) for record in rig.recorder.records]
+    assert kinds[:2] == [ListenerOpened, ListenersPaused]
+    assert kinds.count(ListenersPaused) == kinds.count(ListenersResumed) == 1
+
+
+async def test_out_of_descriptors_listeners_rest_and_come_back() -> None:
+    """Established pairs go on meanwhile, hardly any time is spent, and nothing is lost."""
+    async with Rig() as rig:
+        established = await rig.pair()
+        await echo(*established)
+        waiting = rig.unconnected_client()
+        with no_more_descriptors():
+            waiting.sock.connect_ex(rig.address)
+            while not rig.admission.paused:
+                await turns()
+            await waiting.send(b"ping")
+            spent = time.process_time()
+            # Not a wait for something to happen: the time in which nothing must.
+            await asyncio.sleep(1)
+            spent = time.process_time() - spent
+            await echo(*established)
+        upstream = await rig.listener.accept()
+        assert await upstream.receive(4) == b"ping"
+        upstream.close()
+        paused = [record for record in rig.recorder.records if isinstance(record, ListenersPaused)]
+    assert paused[0].error == "Too many open files"
+    assert len(paused) <= 2
+    assert spent < 0.05
+
+
+async def test_a_client_whose_upstream_socket_is_one_too_many_is_reset() -> None:
+    async with Rig() as rig:
+        client = rig.unconnected_client()
+        spare = os.dup(0)
+        with no_more_descriptors():
+            os.close(spare)
+            client.sock.connect_ex(rig.address)
+            (record,) = await rig.recorder.wait_closed()
+        assert await client.receive_all() == (b"", True)
+        assert record.reason is Reason.ERROR
+        # It comes back by itself.
+        await echo(*await rig.pair())
+
+
+async def test_without_a_pipe_bulk_is_copied() -> None:
+    async with Rig(pipes=0) as rig:
+        await bulk(rig)
+
+
+async def test_with_small_pipes_small_segments_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an unprivileged user has left once the pipes of its UID are used up (pipe(7))."""
+    monkeypatch.setattr("egress_proxy.pipes._SIZE", 4096)
+    async with Rig() as rig:
+        await bulk(rig, write=100)
+
+
+async def test_without_descriptors_for_pipes_bulk_is_copied() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        await echo(client, upstream)
+        with no_more_descriptors():
+            await pour(client, upstream, os.urandom(1 << 20), 1 << 20)
+
+
+async def bulk(rig: Rig, write: int = 1 << 20) -> None:
+    client, upstream = await rig.pair()
+    await pour(client, upstream, os.urandom(1 << 20), write)
+
+
+async def pour(sender: Peer, receiver: Peer, octets: bytes, write: int) -> None:
+    """Send `octets` in writes of that size against a receiver that begins when all is stuck."""
+
+    async def send() -> None:
+        for start in range(0, len(octets), write):
+            await sender.send(octets[start : start + write])
+        sender.finish()
+
+    sending = asyncio.create_task(send(), name="sender")
+    await turns(2000)
+    assert await receiver.receive_all() == (octets, False)
+    await sending
+
+
+async def test_a_dirty_pipe_is_never_used_again() -> None:
+    async with Rig() as rig:
+        first_client, first_upstream = await rig.pair()
+        octets = os.urandom(1 << 18)
+        while rig.relay is None or rig.relay.up._pipe is None:
+            first_client.send_what_fits(octets)
+            with suppress(BlockingIOError):
+                first_upstream.sock.recv(1 << 14)
+            await turns()
+        first_upstream.reset()
+        await rig.recorder.wait_closed()
+        first_client.close()
+        second = await rig.pair()
+        await pour(*second, os.urandom(1 << 20), 1 << 20)
+
+
+async def test_pipes_are_limited_and_given_back() -> None:
+    pool = PipePool(2)
+    first, second = pool.take(), pool.take()
+    assert first is not None
+    assert second is not None
+    assert pool.take() is None
+    pool.give_back(first, empty=True)
+    assert pool.take() is first
+    pool.give_back(second, empty=False)
+    third = pool.take()
+    assert third is not None
+    for pipe in (first, third):
+        pool.give_back(pipe, empty=True)
+    pool.close()
+
+
+async def test_port_scans_leave_nothing_and_harm_nobody() -> None:
+    async with Rig() as rig:
+        established = await rig.pair()
+        for _ in range(20):
+            scanners = [await rig.client() for _ in range(10)]
+            for scanner in scanners:
+                scanner.reset()
+            await echo(*established)
+        while rig.admission.active > 1:
+            await turns()
+        reasons = {record.reason for record in rig.recorder.closed}
+    assert reasons <= {Reason.CLIENT_GONE, Reason.CLIENT_RESET}
+
+
+async def test_both_sides_are_kept_alive_once_they_last() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        await echo(client, upstream)
+        (connection,) = rig.wheel
+        while connection._unguarded is not None:  # type: ignore[attr-defined]
+            await turns()
+        assert rig.relay is not None
+        for sock in (rig.relay._client, rig.relay._upstream):
+            options = [
+                sock.getsockopt(level, option)
+                for level, option in (
+                    (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+                    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                )
+            ]
+            assert options == [1, 60, 15, 4, 0]
+
+
+async def test_an_idle_connection_without_a_limit_is_looked_at_again() -> None:
+    async with Rig(idle_timeout_s=0, half_close_timeout_s=0) as rig:
+        await echo(*await rig.pair())
+        (connection,) = rig.wheel
+        assert rig.relay is not None
+        rig.relay.touched -= 10 * 3600
+        rig.wheel.leave(connection)
+        connection.due()
+        assert list(rig.wheel) == [connection]
+        assert connection.tick > rig.wheel._current()

@@ -1,0 +1,78 @@
+"""What check prints of init, for people and for machines."""
+
+from __future__ import annotations
+
+import msgspec
+
+from egress_proxy.errors import Problem
+from egress_proxy.init.preview import Preview
+from tests.unit.init.iproute import settings, state
+
+PREVIEW = Preview(
+    settings=settings("203.0.113.99/25", "203.0.113.1"),
+    state=state(
+        """
+        address 192.0.2.10/24 dev eth0
+        192.0.2.0/24 dev eth0 src 192.0.2.10
+        default via 192.0.2.1 dev eth0 mtu 1400
+        """,
+        name_servers="198.51.100.53",
+    ),
+    steps=("ip link set macvlan0 up",),
+    problems=(Problem(variable="EGRESS_SOURCE", value="203.0.113.99", reason="bad", cure="mend"),),
+    warnings=(),
+)
+
+
+def test_for_people() -> None:
+    assert str(PREVIEW).splitlines() == [
+        "init: 203.0.113.99/25 on macvlan0, over 203.0.113.1",
+        "interfaces:",
+        "  lo: up",
+        "  eth0: up",
+        "  macvlan0: down",
+        "addresses:",
+        "  192.0.2.10/24 dev eth0",
+        "routes:",
+        "  192.0.2.0/24 dev eth0 src 192.0.2.10",
+        "  default via 192.0.2.1 dev eth0 mtu 1400",
+        "rules to the reply table:",
+        "  none",
+        "name servers:",
+        "  198.51.100.53",
+        "steps:",
+        "  ip link set macvlan0 up",
+        "warnings:",
+        "  none",
+        "in the way:",
+        "  EGRESS_SOURCE: '203.0.113.99': bad; mend",
+    ]
+
+
+def test_for_machines() -> None:
+    decoded = msgspec.json.decode(msgspec.json.encode(PREVIEW.to_builtins()))
+    assert decoded["settings"]["sources"] == [
+        {"address": "203.0.113.99", "length": 25, "gateway": "203.0.113.1"}
+    ]
+    assert decoded["state"]["routes"][1] == {
+        "destination": "0.0.0.0/0",
+        "hops": [{"interface": "eth0", "gateway": "192.0.2.1", "onlink": False, "weight": 1}],
+        "table": 254,
+        "metric": 0,
+        "source": None,
+        "kind": "unicast",
+        "scope": 0,
+        "metrics": [["mtu", 1400]],
+        "protocol": 4,
+    }
+    assert decoded["steps"] == ["ip link set macvlan0 up"]
+    assert decoded["problems"] == [
+        {
+            "variable": "EGRESS_SOURCE",
+            "line": None,
+            "value": "203.0.113.99",
+            "reason": "bad",
+            "cure": "mend",
+        }
+    ]
+    assert sorted(decoded) == ["problems", "settings", "state", "steps", "warnings"]
