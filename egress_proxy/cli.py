@@ -91,8 +91,9 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
             loop.add_signal_handler(number, act)
         await running.run(stopping)
 
-    # As PID 1 of a container it inherits orphans; ignored, the kernel buries them (wait(2)).
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if os.getpid() == 1:
+        # A container's first process inherits orphans; ignored, the kernel buries them (wait(2)).
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(forward())

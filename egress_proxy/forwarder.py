@@ -179,12 +179,15 @@ class Forwarder:
 
     def close(self) -> None:
         """Give the port up; established connections go on."""
-        if self.listening:
+        was_listening = self.listening
+        if was_listening:
             self._leave_gate()
-            self._tell_closed()
         for sock in self._listeners:
             sock.close()
         self._listeners.clear()
+        # Once it is true.
+        if was_listening:
+            self._tell_closed()
 
     def _leave_gate(self) -> None:
         self.listening = False

@@ -34,8 +34,9 @@ _EDGES = IN | OUT | PEER_FINISHED | URGENT | select.EPOLLET
 
 # Events taken at once.
 _BATCH = 256
-# How many batches before the event loop has its turn.
+# How many batches before the event loop has its turn, and how many events make it worth while.
 _BATCHES = 8
+_BUSY = 2
 
 
 class Watcher(Protocol):
@@ -106,11 +107,8 @@ class Reactor:
         self._epoll.close()
 
     def _run(self) -> None:
-        # Looking again here is cheaper than a turn of the event loop, which would look too.
         for _ in range(_BATCHES):
             batch = self._epoll.poll(0, _BATCH)
-            if not batch:
-                return
             self.now = monotonic()
             for fd, events in batch:
                 watcher = self._watchers.get(fd)
@@ -122,6 +120,9 @@ class Reactor:
                         watcher.fail()
             if self._closing:
                 self._close_sockets()
+            # Under load, looking again is cheaper than a turn of the event loop, which looks too.
+            if len(batch) < _BUSY:
+                return
 
     def _run_again(self) -> None:
         self.now = monotonic()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from egress_proxy.init.announce import Pace, Wire, announce, detect, other_owner
+from egress_proxy.init.announce import DEFAULT_PACE, Pace, Wire, announce, detect, other_owner
 from egress_proxy.init.frames import ETH_P_ARP, Heard, announcements, probe
 from egress_proxy.init.settings import Source
 
@@ -92,3 +92,11 @@ def test_what_we_say_ourselves_is_no_conflict() -> None:
 def test_other_owners(heard: list[Heard], owner: str | None) -> None:
     found = other_owner(heard, [ADDRESS, ip_address("2001:db8::99")])
     assert found == (None if owner is None else (ADDRESS, owner))
+
+
+def test_a_pods_start_waits_little_for_neighbours() -> None:
+    """Three probes and three announcements, and a gateway that never answers."""
+    pace = DEFAULT_PACE
+    probing_s = 3 * pace.probe_interval_s
+    assert probing_s == pytest.approx(0.6)
+    assert probing_s + 2 * pace.announcement_interval_s + pace.patience_s <= 2.0
