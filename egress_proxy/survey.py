@@ -42,12 +42,16 @@ class _Live:
         self.to_upstream = 0
         self.to_client = 0
 
+    def add(self, other: _Live) -> None:
+        self.active += other.active
+        self.to_upstream += other.to_upstream
+        self.to_client += other.to_client
+
 
 class Survey:
     """Looks when it is asked; nothing is counted here, and nothing is paid for a connection.
 
-    A look costs about 0.2 µs for each connection there is, because their octets are read off
-    themselves.
+    A look costs a microsecond or less for each connection there is: its octets are read off it.
     """
 
     def __init__(
@@ -94,13 +98,21 @@ class Survey:
         self._tally.keep([*kept, *self._live()], self._roster.keepers)
 
     def _live(self) -> dict[Key, _Live]:
-        found: dict[Key, _Live] = {}
+        # There may be many thousands: as little as can be is done for each.
+        by_forwarder: dict[Forwarder, _Live] = {}
         for connection in self._roster.connections():
-            live = found.setdefault(_key(connection.forwarder), _Live())
-            live.active += 1
+            forwarder = connection.forwarder
+            live = by_forwarder.get(forwarder)
+            if live is None:
+                live = by_forwarder[forwarder] = _Live()
             to_upstream, to_client = connection.moved
+            live.active += 1
             live.to_upstream += to_upstream
             live.to_client += to_client
+        found: dict[Key, _Live] = {}
+        for forwarder, live in by_forwarder.items():
+            # Two may have one name: a destination that was changed, and changed back.
+            found.setdefault(_key(forwarder), _Live()).add(live)
         return found
 
     def _destinations(self) -> tuple[status.Destination, ...]:
