@@ -30,6 +30,10 @@ coverage: install ## what of the package the last test run has covered
 	$(BIN)/coverage combine --quiet --keep
 	$(BIN)/coverage report
 
+.PHONY: docs
+docs: install ## make docs/metrics.md anew from the code
+	$(BIN)/python -m docs.metrics
+
 .PHONY: demo
 demo: install ## show the main job at work, in network namespaces of its own
 	@$(BIN)/python -m tests.support.demo

@@ -1,6 +1,7 @@
 """The pod's own addresses: which ones to listen on, and which one remotes see.
 
-`read_interfaces` asks the kernel (getifaddrs(3), through psutil); the rest is pure.
+`read_interfaces` and `read_down_interfaces` ask the kernel (getifaddrs(3) and netdevice(7), through
+psutil), `ListenPoint.bind` takes a port; the rest is pure.
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ def read_interfaces(
     }
 
 
+def read_down_interfaces(
+    ask: Callable[[], Mapping[str, Any]] = psutil.net_if_stats,
+) -> frozenset[str]:
+    """The interfaces that can't carry a packet: down, or without a carrier (IFF_RUNNING)."""
+    return frozenset(name for name, stats in ask().items() if not stats.isup)
+
+
 def source_addresses(
     interfaces: Interfaces, egress_interface: str, variable: str
 ) -> tuple[Address, ...]:
@@ -84,6 +92,22 @@ class ListenPoint(NamedTuple):
 
     address: Address
     device: str
+
+    def bind(self, port: int) -> socket.SocketType:
+        """A non-blocking TCP socket that has taken `port`, not listening yet. Raises `OSError`."""
+        family = family_of(self.address)
+        sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if self.device:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device.encode())
+            sock.bind((str(self.address), port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
 
 def listen_points(

@@ -52,6 +52,7 @@ class Admission:
         self.maximum = maximum
         self.active = 0
         self.paused = False
+        self.pauses = 0
 
     def enter(self) -> None:
         """One client more; at the maximum the listeners pause."""
@@ -97,6 +98,7 @@ class Admission:
         if self.paused:
             return
         self.paused = True
+        self.pauses += 1
         for gate in self.gates:
             gate.pause()
         now = self._loop.time()

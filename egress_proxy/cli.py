@@ -17,13 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egress_proxy import __version__, settings
-from egress_proxy.errors import EgressProxyError, PlatformError
+from egress_proxy.errors import (
+    EgressProxyError,
+    PlatformError,
+    quote,
+)
 from egress_proxy.init import settings as init_settings
+from egress_proxy.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from egress_proxy.variables import Variable
+    from egress_proxy.variables import Address, Variable
 
 # Kubernetes' default terminationMessagePath, and as much of it as the kubelet keeps.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -39,7 +44,7 @@ def main(
     termination_log: Path = TERMINATION_LOG,
 ) -> int:
     """Run one command; returns its exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parser(environ).parse_args(arguments)
     command: Callable[[argparse.Namespace, Mapping[str, str]], None] = options.command
     try:
         command(options, environ)
@@ -71,37 +76,43 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
     from egress_proxy import addresses, daemon, logs  # noqa: PLC0415 - see above
 
-    observer = logs.LogObserver(
-        logs.make_logger(wanted.log_format, debug=wanted.debug), debug=wanted.debug
-    )
+    log = logs.RunLog(wanted.log_format, debug=wanted.debug)
 
     async def forward() -> None:
         stopping = daemon.Stopping()
+        running = daemon.Daemon(wanted, addresses.read_interfaces(), log, environ)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.ask)
-        interfaces = addresses.read_interfaces()
-        await daemon.Daemon(wanted, interfaces, observer, observer.report).run(stopping)
+        for number, act in (
+            (signal.SIGTERM, stopping.ask),
+            (signal.SIGINT, stopping.ask),
+            (signal.SIGHUP, running.reload),
+            (signal.SIGUSR1, running.toggle_debug),
+        ):
+            loop.add_signal_handler(number, act)
+        await running.run(stopping)
 
     if os.getpid() == 1:
         # A container's first process inherits orphans; ignored, the kernel buries them (wait(2)).
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(forward())
+        try:
+            runner.run(forward())
+        finally:
+            log.close()
 
 
 def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Judge the configuration, say what init and run would do, and change nothing."""
-    failures: list[EgressProxyError] = []
+    if options.show_settings:
+        _show_settings(environ)
+        return
+    report = Report()
     for part in _parts(environ):
         try:
-            part(environ, offline=options.offline)
+            part(options, environ, report)
         except EgressProxyError as error:
-            failures.append(error)
-    if failures:
-        problems = [problem for failure in failures for problem in failure.problems]
-        # The one that is mended first decides: 2 before 1.
-        raise type(max(failures, key=lambda failure: failure.exit_status))(*problems)
+            report.failures.append(error)
+    report.tell(options.output)
 
 
 def _parts(environ: Mapping[str, str]) -> Sequence[Callable[..., None]]:
@@ -114,31 +125,55 @@ def _parts(environ: Mapping[str, str]) -> Sequence[Callable[..., None]]:
     return present or [part for part, _ in parts]
 
 
-def _check_init(environ: Mapping[str, str], *, offline: bool) -> None:
+def _check_init(options: argparse.Namespace, environ: Mapping[str, str], report: Report) -> None:
     wanted = init_settings.read_settings(environ)
-    print("init: the configuration is good")  # noqa: T201 - the command's output
-    if offline:
+    report.good("init", "the configuration is good")
+    if options.offline:
         return
     from egress_proxy.init import run as init_run  # noqa: PLC0415 - pyroute2 costs 25 MB
 
     preview = init_run.preview(wanted)
-    print(preview)  # noqa: T201 - the command's output
+    report.plan += str(preview).splitlines()
     if preview.problems:
         raise PlatformError(*preview.problems)
 
 
-def _check_run(environ: Mapping[str, str], *, offline: bool) -> None:
+def _check_run(options: argparse.Namespace, environ: Mapping[str, str], report: Report) -> None:
     wanted = _read_run_settings(environ)
-    print("run: the configuration is good")  # noqa: T201 - the command's output
-    if offline:
+    report.good("run", "the configuration is good")
+    if options.offline:
         return
-    from egress_proxy import addresses, daemon  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy import preflight  # noqa: PLC0415 - check --offline needs none
 
-    interfaces = addresses.read_interfaces()
-    sources = daemon.choose_sources(wanted, interfaces)
-    print(f"  source: {', '.join(sources.values()) or 'what the kernel chooses'}")  # noqa: T201
-    for destination in wanted.destinations:
-        print(f"  {destination.port} -> {destination}")  # noqa: T201 - the command's output
+    report.findings += asyncio.run(
+        preflight.examine(wanted, _gateways(environ), connect=options.connect)
+    )
+
+
+def _gateways(environ: Mapping[str, str]) -> list[Address]:
+    """Those that `init` has been told of, if it is configured here too, and rightly."""
+    try:
+        return [source.gateway for source in init_settings.read_settings(environ).sources]
+    except EgressProxyError:
+        return []
+
+
+def _show_settings(environ: Mapping[str, str]) -> None:
+    for command, variables in (("init", init_settings.VARIABLES), ("run", settings.VARIABLES)):
+        print(f"{command}:")  # noqa: T201 - the command's output
+        width = max(len(variable.name) for variable in variables)
+        for variable in variables:
+            print(f"  {variable.name:{width}}  {_current(variable, environ)}")  # noqa: T201 - see above
+
+
+def _current(variable: Variable[Any], environ: Mapping[str, str]) -> str:
+    """The text in force, and whether it is the default."""
+    text = environ.get(variable.name, "").strip()
+    if text:
+        return quote(text)
+    if variable.default is None:
+        return "not set"
+    return f"{quote(variable.default)} (default)"
 
 
 def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:
@@ -172,7 +207,7 @@ def shorten(text: str, limit: int) -> bytes:
     return octets[:end] + f"\n… and {more} more".encode()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="egress-proxy",
         description="An egress router for pods: one reserved source address, fixed destinations.",
@@ -189,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
             command.__name__,
             help=summary,
             description=summary,
-            epilog=_explain(variables),
+            epilog=_explain(variables, environ),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         subparser.set_defaults(command=command)
@@ -199,15 +234,35 @@ def _parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="judge the text alone: no names, no interfaces",
             )
+            subparser.add_argument(
+                "--connect",
+                action="store_true",
+                help="connect to every address of every destination too",
+            )
+            subparser.add_argument(
+                "--output",
+                choices=("text", "json"),
+                default="text",
+                help="a table for a person, or JSON for a program",
+            )
+            subparser.add_argument(
+                "--show-settings",
+                action="store_true",
+                help="print what each variable holds, and nothing else",
+            )
     return parser
 
 
-def _explain(variables: Iterable[Variable[Any]]) -> str:
+def _explain(variables: Iterable[Variable[Any]], environ: Mapping[str, str]) -> str:
     entries = []
     for variable in variables:
         default = "" if variable.default is None else f" [{variable.default or 'empty'}]"
+        text = environ.get(variable.name, "").strip()
+        now = f" = {quote(text)}" if text else ""
         entries.append(
-            f"  {variable.name}{default}\n"
+            f"  {variable.name}{default}{now}\n"
             + textwrap.indent(textwrap.fill(variable.meaning), " " * 6)
         )
-    return "environment variables [and their defaults]:\n" + "\n".join(entries) if entries else ""
+    if not entries:
+        return ""
+    return "environment variables [and their defaults] = what they hold now:\n" + "\n".join(entries)

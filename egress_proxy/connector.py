@@ -108,6 +108,10 @@ class Upstreams:
         self._port = port
         self._turn = 0
 
+    def health(self, now: float) -> list[tuple[Address, bool]]:
+        """Each address, and whether it did not fail lately."""
+        return [(entry.address, entry.failed_until <= now) for entry in self.endpoints]
+
     def replace(self, addresses: Iterable[Address]) -> None:
         """Use `addresses` from now on; what is known of those that stay is kept.
 

@@ -10,56 +10,74 @@ listeners, let sessions finish, reset those that are left.
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
 import socket
+from dataclasses import replace
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__, addresses
+from egress_proxy import settings as run_settings
 from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission, maximum_connections, raise_descriptor_limit
 from egress_proxy.connector import Connector
-from egress_proxy.destinations import Denials
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.forwarder import Connection, Forwarder, Plant, Rules
+from egress_proxy.forwarder import Plant
+from egress_proxy.ground import Ground, choose_sources, families_to_ask_for
 from egress_proxy.health import HealthChecks
-from egress_proxy.names import NameKeeper
 from egress_proxy.pipes import PipePool
 from egress_proxy.reactor import Reactor
 from egress_proxy.records import (
+    ConfigReloaded,
     DaemonDraining,
     DaemonReady,
     DaemonStarted,
     DaemonStopped,
+    LogSwitched,
     Observer,
     Reason,
+    Record,
 )
+from egress_proxy.reload import Reload
 from egress_proxy.resolver import Resolver
-from egress_proxy.settings import DESTINATION, LISTEN, SOURCE
+from egress_proxy.roster import Roster, bind_problem
 from egress_proxy.splice import Engine
+from egress_proxy.survey import Survey
+from egress_proxy.tally import Tally
 from egress_proxy.wheel import Wheel
-from egress_proxy.withdrawals import Withdrawals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Mapping, Sequence
 
     from egress_proxy.addresses import Interfaces
+    from egress_proxy.admin import AdminServer
     from egress_proxy.destinations import Destination
     from egress_proxy.settings import Settings
-    from egress_proxy.variables import Address
 
 # After SIGTERM clients still come until every node has heard that the pod is going.
 _WITHDRAWAL_S = 2.0
 
-_BIND_CURES = {
-    errno.EADDRINUSE: "another process of the pod listens there: use another port",
-    errno.EADDRNOTAVAIL: f"the pod has no such address: correct {LISTEN.name}",
-    errno.EACCES: (
-        "let the pod's securityContext set the sysctl net.ipv4.ip_unprivileged_port_start to 0, "
-        "or use a port from 1024"
-    ),
-}
+
+class Log(Observer, Protocol):
+    """Where records and defects are written; `debug` decides how many."""
+
+    debug: bool
+
+    @property
+    def dropped(self) -> int: ...
+
+    def report(self, error: Exception) -> None: ...
+
+
+class _Observers:
+    """Several as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def observe(self, record: Record) -> None:
+        for observer in self._observers:
+            observer.observe(record)
 
 
 class Stopping:
@@ -77,67 +95,96 @@ class Stopping:
 
 
 class Daemon:
-    """All forwarders of one process.
-
-    `report` is told of defects: exceptions that the program did not expect.
-    """
+    """Everything that one process runs."""
 
     def __init__(
-        self,
-        settings: Settings,
-        interfaces: Interfaces,
-        observer: Observer,
-        report: Callable[[Exception], None],
+        self, settings: Settings, interfaces: Interfaces, log: Log, environ: Mapping[str, str]
     ) -> None:
-        """Raise `PlatformError` when there is no source address or no room for connections."""
+        """Raise `PlatformError` when there is no source address or no room for connections.
+
+        A reload reads the destinations from `environ`, or the file it names.
+        """
         loop = asyncio.get_running_loop()
         self._started_at = monotonic()
         self._settings = settings
-        self._observer = observer
-        self._sources = choose_sources(settings, interfaces)
+        self._environ = environ
+        self._log = log
+        tally = Tally()
+        self._observer = _Observers(log, tally)
+        sources = choose_sources(settings, interfaces)
+        # Where the cluster reaches the pod, and the LAN does not.
+        self._inside = addresses.listen_points(
+            interfaces, settings.interface, by_device=addresses.can_listen_by_device()
+        )
         self._listen = (
-            addresses.listen_points(
-                interfaces, settings.interface, by_device=addresses.can_listen_by_device()
-            )
+            self._inside
             if settings.listen == "auto"
             else tuple(ListenPoint(address, "") for address in settings.listen)
         )
-        maximum = maximum_connections(
-            settings.max_connections,
-            raise_descriptor_limit(),
-            len(settings.destinations) * len(self._listen),
-        )
-        engine = Engine(loop, Reactor(loop, report), PipePool())
+        self._descriptors = raise_descriptor_limit()
+        engine = Engine(loop, Reactor(loop, log.report), PipePool())
         self._plant = Plant(
             engine=engine,
             wheel=Wheel(loop),
-            admission=Admission(loop, observer, maximum),
-            connector=Connector(engine.reactor, self._sources),
-            observer=observer,
+            admission=Admission(loop, self._observer, self._maximum(settings.destinations)),
+            connector=Connector(engine.reactor, sources),
+            observer=self._observer,
         )
-        self._resolver = Resolver(settings.nameservers, self._families(interfaces))
-        self._denials = Denials(
-            loopback_allowed=settings.source == "any",
-            networks=settings.deny,
+        self._resolver = Resolver(settings.nameservers, families_to_ask_for(sources, interfaces))
+        self._ground = Ground(loop, sources, self._observer)
+        admin = settings.admin_listen
+        denials = replace(
+            settings.denials,
             own=frozenset(address for entries in interfaces.values() for address in entries),
-            listening=frozenset(destination.port for destination in settings.destinations),
+            listening=frozenset() if admin is None else frozenset({admin.port}),
         )
-        self._keepers: dict[str, NameKeeper] = {}
-        self._withdrawals: list[Withdrawals] = []
+        self._roster = Roster(
+            settings, self._plant, self._ground, self._listen, self._resolver.lookup, denials
+        )
+        self._ground.on_change = lambda: self._roster.reach(self._ground.families)
+        self._survey = Survey(
+            settings, self._plant.admission, self._ground, self._roster, tally, log
+        )
+        self._reload = Reload(
+            self._read_destinations,
+            self._change,
+            self._observer,
+            environ.get(run_settings.DESTINATION_FILE.name, "").strip(),
+        )
+        self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._forwarders: list[Forwarder] = []
 
-    def _families(self, interfaces: Interfaces) -> set[int]:
-        if self._sources:
-            return set(self._sources)
-        # The kernel chooses the source; it has an IPv6 one if any interface has.
-        versions = {
-            address.version
-            for entries in interfaces.values()
-            for address in entries
-            if not (address.is_loopback or address.is_link_local)
-        }
-        return {socket.AF_INET} | ({socket.AF_INET6} if 6 in versions else set())  # noqa: PLR2004
+    def reload(self) -> None:
+        """Read the destinations again."""
+        self._reload.ask()
+
+    def toggle_debug(self) -> None:
+        """Begin, or stop, to write a record for each connection and each answer."""
+        self._log.debug = not self._log.debug
+        self._roster.audit(wanted=self._log.debug)
+        self._observer.observe(LogSwitched(debug=self._log.debug))
+
+    def _maximum(self, destinations: Sequence[Destination]) -> int:
+        return maximum_connections(
+            self._settings.max_connections,
+            self._descriptors,
+            len(destinations) * len(self._listen),
+        )
+
+    def _read_destinations(self) -> Sequence[Destination]:
+        return run_settings.read_destinations(
+            self._environ,
+            denials=self._settings.denials,
+            admin_listen=self._settings.admin_listen,
+        )
+
+    async def _change(self, destinations: Sequence[Destination]) -> ConfigReloaded:
+        maximum = self._maximum(destinations)
+        before = list(self._roster.forwarders.values())
+        changes = await self._roster.change(destinations)
+        self._plant.admission.maximum = maximum
+        self._survey.forget(before)
+        return changes
 
     async def run(self, stopping: Stopping) -> None:
         """Forward until `stopping`, and then drain.
@@ -145,63 +192,47 @@ class Daemon:
         Raises `PlatformError` with all that stands in the way of starting.
         """
         try:
-            self._bind()
-            self._start()
+            await self._start()
             await stopping.asked.wait()
             await self._drain(stopping)
         finally:
             await self._release()
 
-    def _bind(self) -> None:
-        rules = Rules(
-            allow_clients=self._settings.allow_clients,
-            connect_timeout_s=self._settings.connect_timeout_s,
-            idle_timeout_s=self._settings.idle_timeout_s,
-            half_close_timeout_s=self._settings.half_close_timeout_s,
-            audit=self._settings.debug,
-        )
-        problems: list[Problem] = []
-        for destination in self._settings.destinations:
-            problems += _source_problems(destination, self._sources)
-            problems += _loop_problems(destination, self._denials)
-            forwarder = Forwarder(self._plant, rules, destination)
-            self._forwarders.append(forwarder)
-            for point in self._listen:
-                try:
-                    forwarder.bind(point)
-                except OSError as error:
-                    problems.append(_bind_problem(destination, point.address, error))
+    async def _start(self) -> None:
+        admin_sockets, problems = self._bind_admin()
+        self._roster.deny_listeners(self._settings.destinations)
+        try:
+            forwarders = self._roster.bind(self._settings.destinations)
+        except PlatformError as error:
+            forwarders = []
+            problems += error.problems
         if problems:
+            for sock in admin_sockets:
+                sock.close()
             raise PlatformError(*problems)
-
-    def _start(self) -> None:
         self._observer.observe(
             DaemonStarted(
                 version=__version__,
-                source=tuple(self._sources.values()),
+                source=tuple(self._plant.connector.sources.values()),
                 listen=tuple(dict.fromkeys(str(point.address) for point in self._listen)),
-                destinations=len(self._forwarders),
+                destinations=len(forwarders),
                 max_connections=self._plant.admission.maximum,
             )
         )
-        for forwarder in self._forwarders:
-            host = forwarder.destination.host
-            if isinstance(host, str):
-                self._keeper(host).serve(forwarder)
-            else:
-                forwarder.use((host,))
+        self._ground.start()
+        self._roster.open(forwarders)
+        await self._serve_admin(admin_sockets)
         self._tasks = [
-            asyncio.create_task(keeper.run(), name=f"resolve {keeper.name}")
-            for keeper in self._keepers.values()
+            asyncio.create_task(self._announce_ready(), name="announce ready"),
+            asyncio.create_task(self._reload.run(), name="reload"),
+            asyncio.create_task(
+                self._resolver.watch(self._roster.refresh), name="watch resolv.conf"
+            ),
         ]
-        self._tasks.append(asyncio.create_task(self._announce_ready(), name="announce ready"))
-        self._tasks.append(
-            asyncio.create_task(self._resolver.watch(self._ask_again), name="watch resolv.conf")
-        )
         if self._settings.health_interval_s:
             checks = HealthChecks(
                 self._plant.connector,
-                lambda: (forwarder.upstreams for forwarder in self._forwarders),
+                lambda: (forwarder.upstreams for forwarder in self._roster.forwarders.values()),
                 self._settings.health_interval_s,
             )
             self._tasks.append(asyncio.create_task(checks.run(), name="check health"))
@@ -209,43 +240,40 @@ class Daemon:
         gc.collect()
         gc.freeze()
 
-    def _keeper(self, name: str) -> NameKeeper:
-        """The one keeper of `name`, however many ports lead to it."""
-        if name not in self._keepers:
-            self._keepers[name] = NameKeeper(
-                name,
-                self._resolver.lookup,
-                self._observer,
-                self._denials,
-            )
-            if self._settings.withdrawn_timeout_s:
-                withdrawals = Withdrawals(
-                    name,
-                    self._sessions,
-                    self._settings.withdrawn_timeout_s,
-                    asyncio.get_running_loop(),
-                )
-                self._keepers[name].tell(withdrawals.use)
-                self._withdrawals.append(withdrawals)
-        return self._keepers[name]
+    def _bind_admin(self) -> tuple[list[socket.socket], list[Problem]]:
+        wanted = self._settings.admin_listen
+        sockets: list[socket.socket] = []
+        problems: list[Problem] = []
+        if wanted is None:
+            return sockets, problems
+        points = self._inside if wanted.address is None else (ListenPoint(wanted.address, ""),)
+        for point in points:
+            try:
+                # asyncio wants the class that wraps the plain one.
+                sockets.append(socket.socket(fileno=point.bind(wanted.port).detach()))
+            except OSError as error:
+                name = run_settings.ADMIN_LISTEN.name
+                problems.append(bind_problem(name, wanted.port, point.address, error))
+        return sockets, problems
 
-    def _sessions(self) -> Iterator[Connection]:
-        return (member for member in self._plant.wheel if isinstance(member, Connection))
+    async def _serve_admin(self, sockets: Sequence[socket.socket]) -> None:
+        if not sockets:
+            return
+        # A daemon without this port does not pay for HTTP and the metrics' library.
+        from egress_proxy.admin import AdminServer, Pages  # noqa: PLC0415 - see above
 
-    def _ask_again(self) -> None:
-        """Ask for every name: the name servers may be others now."""
-        for keeper in self._keepers.values():
-            keeper.refresh()
+        self._admin = AdminServer(Pages(self._survey.take))
+        await self._admin.start(sockets)
 
     async def _announce_ready(self) -> None:
-        for keeper in self._keepers.values():
-            await keeper.asked.wait()
+        await self._roster.asked()
+        forwarders = self._roster.forwarders.values()
         self._observer.observe(
             DaemonReady(
-                listeners=sum(forwarder.listening for forwarder in self._forwarders),
+                listeners=sum(forwarder.listening for forwarder in forwarders),
                 unresolved=tuple(
                     forwarder.destination.port
-                    for forwarder in self._forwarders
+                    for forwarder in forwarders
                     if not forwarder.listening
                 ),
                 startup_s=monotonic() - self._started_at,
@@ -255,13 +283,15 @@ class Daemon:
     async def _drain(self, stopping: Stopping) -> None:
         timeout_s = self._settings.drain_timeout_s
         admission = self._plant.admission
+        self._survey.draining = True
         self._observer.observe(DaemonDraining(connections=admission.active, timeout_s=timeout_s))
+        # 0. What was decided last holds: a reload would open ports again.
+        await self._end_tasks()
         forced = asyncio.create_task(stopping.forced.wait(), name="wait for a second signal")
         # 1. Clients that have not heard yet are still served.
         await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
         # 2. No more clients.
-        for forwarder in self._forwarders:
-            forwarder.close()
+        self._roster.close()
         # 3. Sessions finish.
         emptied = asyncio.create_task(admission.emptied(), name="wait for sessions")
         await asyncio.wait(
@@ -281,87 +311,21 @@ class Daemon:
         for connection in self._plant.wheel:
             connection.abort(Reason.DRAINED)
 
-    async def _release(self) -> None:
-        """Give everything back, in reverse; also after a start that failed half way."""
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for withdrawals in self._withdrawals:
-            withdrawals.stop()
+
+    async def _release(self) -> None:
+        """Give everything back, in reverse; also after a start that failed half way."""
+        await self._end_tasks()
+        if self._admin is not None:
+            await self._admin.stop()
+        self._ground.stop()
+        await self._roster.stop()
         await self._resolver.close()
-        for forwarder in self._forwarders:
-            forwarder.close()
         self._abort_connections()
         self._plant.admission.stop()
         self._plant.wheel.stop()
         self._plant.engine.reactor.stop()
         self._plant.engine.pipes.close()
-
-
-def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]:
-    """The source address of each family; empty when the kernel chooses.
-
-    Raises `PlatformError` when the wanted one is not there.
-    """
-    if settings.source == "any":
-        return {}
-    if settings.source == "auto":
-        chosen = addresses.source_addresses(interfaces, settings.interface, SOURCE.name)
-    else:
-        chosen = settings.source
-        present = {address for entries in interfaces.values() for address in entries}
-        missing = [address for address in chosen if address not in present]
-        if missing:
-            raise PlatformError(
-                *(
-                    Problem(
-                        variable=SOURCE.name,
-                        value=str(address),
-                        reason="no interface of the pod has this address",
-                        cure="check that init has run, or correct the address",
-                    )
-                    for address in missing
-                )
-            )
-    return {addresses.family_of(address): str(address) for address in chosen}
-
-
-def _source_problems(destination: Destination, sources: dict[int, str]) -> list[Problem]:
-    host = destination.host
-    if isinstance(host, str) or not sources or addresses.family_of(host) in sources:
-        return []
-    return [
-        Problem(
-            variable=DESTINATION.name,
-            line=destination.line,
-            value=str(host),
-            reason=f"there is no IPv{host.version} source address to reach it from",
-            cure=f"give the egress interface one, or set {SOURCE.name}",
-        )
-    ]
-
-
-def _loop_problems(destination: Destination, denials: Denials) -> list[Problem]:
-    host = destination.host
-    reason = None if isinstance(host, str) else denials.reason(host, (destination.remote_port,))
-    if reason is None:
-        return []
-    return [
-        Problem(
-            variable=DESTINATION.name,
-            line=destination.line,
-            value=str(destination),
-            reason=f"{reason} is never connected to",
-            cure="write the remote host's own address",
-        )
-    ]
-
-
-def _bind_problem(destination: Destination, address: Address, error: OSError) -> Problem:
-    return Problem(
-        variable=DESTINATION.name,
-        line=destination.line,
-        value=str(destination.port),
-        reason=f"can't listen on {address}: {error.strerror}",
-        cure=_BIND_CURES.get(error.errno or 0, "see the reason"),
-    )

@@ -20,7 +20,7 @@ from egress_proxy.records import ConnectionClosed, ListenerClosed, ListenerOpene
 from egress_proxy.splice import Relay, reset_on_close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
 
     from egress_proxy.addresses import ListenPoint
     from egress_proxy.admission import Admission
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from egress_proxy.splice import Engine
     from egress_proxy.variables import Address, Network
     from egress_proxy.wheel import Wheel
+
+_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 
 # The kernel cuts it down to net.core.somaxconn (listen(2)).
 _BACKLOG = 4096
@@ -84,6 +86,8 @@ class Forwarder:
         self.upstreams = Upstreams(self.name, destination.remote_port, plant.observer)
         self.on_all_failed: Callable[[], None] = _nothing
         self.listening = False
+        self._addresses: tuple[Address, ...] = ()
+        self._families: Container[int] = _FAMILIES
         self._listeners: list[socket.SocketType] = []
 
     @property
@@ -92,12 +96,51 @@ class Forwarder:
 
     def bind(self, point: ListenPoint) -> None:
         """Take the port at `point`; until `use`, clients are refused. Raises `OSError`."""
-        self._listeners.append(_bound_socket(point, self.destination.port))
+        sock = point.bind(self.destination.port)
+        # Accepted sockets inherit these.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        _keep_alive(sock)
+        self._listeners.append(sock)
+
+    def take_over(self, other: Forwarder) -> None:
+        """Listen where `other` does, which keeps its established connections and no more.
+
+        No client is refused meanwhile: those in the backlog come here.
+        """
+        admission = self.plant.admission
+        self._listeners, other._listeners = other._listeners, []
+        self.listening, other.listening = other.listening, False
+        if self.listening:
+            admission.gates[admission.gates.index(other)] = self
+            if not admission.paused:
+                for sock in self._listeners:
+                    self.plant.engine.reactor.pass_on(sock, _Acceptor(self, sock))
+        self._adjust()
 
     def use(self, addresses: Sequence[Address]) -> None:
         """Connect to `addresses` from now on; the first ones open the port."""
-        self.upstreams.replace(addresses)
-        if self.listening:
+        self._addresses = tuple(addresses)
+        self._adjust()
+
+    def reach(self, families: Container[int]) -> None:
+        """Connect only to addresses of `families`, those that there is a source address for.
+
+        With no address left the port refuses its clients, until there is one again.
+        """
+        self._families = families
+        self._adjust()
+
+    def _adjust(self) -> None:
+        usable = [address for address in self._addresses if family_of(address) in self._families]
+        self.upstreams.replace(usable)
+        if usable and not self.listening:
+            self._listen()
+        elif self.listening and not usable:
+            self._refuse_clients()
+
+    def _listen(self) -> None:
+        if not self._listeners:
             return
         self.listening = True
         for sock in self._listeners:
@@ -111,6 +154,18 @@ class Forwarder:
                 destination=self.name,
                 addresses=tuple(dict.fromkeys(address for address, _ in self.socket_addresses)),
             )
+        )
+
+    def _refuse_clients(self) -> None:
+        self._leave_gate()
+        for sock in self._listeners:
+            # Linux: the port stays taken, and no longer listens (inet_shutdown in net/ipv4).
+            sock.shutdown(socket.SHUT_RD)
+        self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        self.plant.observer.observe(
+            ListenerClosed(listener=self.destination.port, destination=self.name)
         )
 
     @property
@@ -128,18 +183,21 @@ class Forwarder:
 
     def close(self) -> None:
         """Give the port up; established connections go on."""
-        was_listening, self.listening = self.listening, False
+        was_listening = self.listening
         if was_listening:
-            self.plant.admission.gates.remove(self)
-            if not self.plant.admission.paused:
-                self.pause()
+            self._leave_gate()
         for sock in self._listeners:
             sock.close()
         self._listeners.clear()
+        # Once it is true.
         if was_listening:
-            self.plant.observer.observe(
-                ListenerClosed(listener=self.destination.port, destination=self.name)
-            )
+            self._tell_closed()
+
+    def _leave_gate(self) -> None:
+        self.listening = False
+        self.plant.admission.gates.remove(self)
+        if not self.plant.admission.paused:
+            self.pause()
 
     def accept(self, listener: socket.SocketType) -> None:
         """Take one client out of the backlog, if one is still there."""
@@ -167,26 +225,6 @@ class Forwarder:
 
 def _nothing() -> None:
     """Literal addresses have nobody to ask again."""
-
-
-def _bound_socket(point: ListenPoint, port: int) -> socket.SocketType:
-    family = family_of(point.address)
-    sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # Accepted sockets inherit these.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-        _keep_alive(sock)
-        if point.device:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, point.device.encode())
-        sock.bind((str(point.address), port))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class _Acceptor:
@@ -242,6 +280,16 @@ class Connection:
         self._relay: Relay | None = None
         self._race: Race | None = None
         self._over = False
+
+    @property
+    def forwarder(self) -> Forwarder:
+        return self._forwarder
+
+    @property
+    def moved(self) -> tuple[int, int]:
+        """Octets to the upstream and to the client so far."""
+        relay = self._relay
+        return (relay.up.count, relay.down.count) if relay else (0, 0)
 
     @property
     def host(self) -> Address | str:

@@ -1,22 +1,24 @@
 """Log records on stdout: one event name and its fields, as a JSON line or for a person's eyes.
 
-Standard output is the container's log. Text from peers, DNS or files reaches it only as field
-values, and `_escape` makes each printable first, so nothing that a peer sends can break a line or
-drive a terminal.
+Standard output is the container's log; `RunLog` is the one of the daemon, which nothing blocks.
+Text from peers, DNS or files reaches it only as field values, and `_escape` makes each printable
+first, so nothing that a peer sends can break a line or drive a terminal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import msgspec
 import structlog
 
-from egress_proxy.records import ConnectionClosed, Record, as_text
+from egress_proxy.outlet import Outlet
+from egress_proxy.records import ConnectionClosed, LogDropped, Record, as_text
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -35,21 +37,28 @@ def make_logger(
 ) -> FilteringBoundLogger:
     """A logger to `stream` (standard output); an empty format means console on a terminal."""
     out = sys.stdout if stream is None else stream
+    # Writes a line in one piece, and not in two as PrintLogger does.
+    return _wrap(structlog.WriteLogger(out), log_format, terminal=out.isatty(), debug=debug)
+
+
+def _wrap(
+    target: object, log_format: LogFormat, *, terminal: bool, debug: bool
+) -> FilteringBoundLogger:
     processors: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
         _escape,
     ]
-    if log_format == "console" or (log_format == "" and out.isatty()):
+    if log_format == "console" or (log_format == "" and terminal):
         processors.append(
             structlog.dev.ConsoleRenderer(
-                colors=out.isatty(), timestamp_key="time", pad_event_to=24
+                colors=terminal, timestamp_key="time", pad_event_to=24, sort_keys=False
             )
         )
     else:
         processors.append(structlog.processors.JSONRenderer(serializer=_encode))
     logger: FilteringBoundLogger = structlog.wrap_logger(
-        structlog.PrintLogger(out),
+        target,
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger("debug" if debug else "info"),
     )
@@ -57,23 +66,16 @@ def make_logger(
 
 
 class LogObserver:
-    """Writes each record as a log line; those of level debug only when `debug` is on."""
+    """Writes each record as a log line; those of level debug only while `debug` is on."""
 
     def __init__(self, logger: FilteringBoundLogger, *, debug: bool) -> None:
         self._logger = logger
-        self._debug = debug
+        self.debug = debug
 
     def observe(self, record: Record) -> None:
-        if record.level == "debug" and not self._debug:
+        if record.level == "debug" and not self.debug:
             return
-        fields = msgspec.structs.asdict(record)
-        for key, value in fields.items():
-            if isinstance(value, float):
-                # A microsecond is finer than anything measured here.
-                fields[key] = round(value, 6)
-        if isinstance(record, ConnectionClosed):
-            for key in ("client", "address", "source"):
-                fields[key] = as_text(fields[key])
+        fields = _fields(record)
         # Nobody reads the log, or its disk is full: no reason to fail a connection.
         with contextlib.suppress(OSError):
             self._logger.log(_LEVELS[record.level], record.event, **fields)
@@ -87,6 +89,43 @@ class LogObserver:
                 # A field like any other, and so on the same line.
                 traceback="".join(traceback.format_exception(error)),
             )
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(record)
+    for key, value in fields.items():
+        if isinstance(value, float):
+            # A microsecond is finer than anything measured here.
+            fields[key] = round(value, 6)
+    if isinstance(record, ConnectionClosed):
+        for key in ("client", "address", "source"):
+            fields[key] = as_text(fields[key])
+    return fields
+
+
+class RunLog(LogObserver):
+    """The log of `run`, on descriptor `fd`: it never blocks, and tells what it had to leave out."""
+
+    def __init__(self, log_format: LogFormat, *, debug: bool, fd: int = 1) -> None:
+        terminal = os.isatty(fd)
+        self._outlet = Outlet(fd, self._notice)
+        self._notices = _wrap(structlog.ReturnLogger(), log_format, terminal=terminal, debug=True)
+        # It has what WriteLogger uses of a stream. What is shown is decided for each record: a
+        # signal may change that.
+        target = structlog.WriteLogger(cast("TextIO", self._outlet))
+        super().__init__(_wrap(target, log_format, terminal=terminal, debug=True), debug=debug)
+
+    @property
+    def dropped(self) -> int:
+        """Records that nobody read in time."""
+        return self._outlet.dropped
+
+    def close(self) -> None:
+        self._outlet.close()
+
+    def _notice(self, dropped: int) -> str:
+        record = LogDropped(records=dropped)
+        return f"{self._notices.log(_LEVELS[record.level], record.event, **_fields(record))}\n"
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:

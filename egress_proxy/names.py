@@ -53,7 +53,10 @@ class Port(Protocol):
 
 
 class NameKeeper:
-    """Keeps the addresses of one name fresh for all ports that lead to it."""
+    """Keeps the addresses of one name fresh for all ports that lead to it.
+
+    `denials` may be replaced; the next answer is judged by the new ones.
+    """
 
     def __init__(
         self,
@@ -66,9 +69,9 @@ class NameKeeper:
         self.addresses: tuple[Address, ...] = ()
         self._lookup = lookup
         self._observer = observer
-        self._denials = denials
+        self.denials = denials
         self._denied: frozenset[Address] = frozenset()
-        self._remote_ports: set[int] = set()
+        self._ports: list[Port] = []
         self._users: list[Callable[[Sequence[Address]], None]] = []
         self._retry_s = _RETRY_FIRST_S
         self._wanted = asyncio.Event()
@@ -76,12 +79,17 @@ class NameKeeper:
 
     def serve(self, port: Port) -> None:
         """Tell `port` the usable addresses, now and whenever they are others than before."""
-        self._remote_ports.add(port.remote_port)
+        self._ports.append(port)
         port.on_all_failed = self.refresh
-        self.tell(port.use)
+        if self.addresses:
+            port.use(self.addresses)
+
+    def forget(self, port: Port) -> None:
+        """Tell `port` nothing more."""
+        self._ports.remove(port)
 
     def tell(self, use: Callable[[Sequence[Address]], None]) -> None:
-        """The same for whoever wants to know."""
+        """The same as `serve`, for whoever only wants to know."""
         self._users.append(use)
         if self.addresses:
             use(self.addresses)
@@ -130,16 +138,19 @@ class NameKeeper:
                     before=tuple(map(str, before)),
                 )
             )
+            for port in self._ports:
+                port.use(usable)
             for use in self._users:
                 use(usable)
         ttl_s = min(max(answer.ttl_s, TTL_FLOOR_S), TTL_CEILING_S)
         return ttl_s * random.uniform(1.0, 1.0 + JITTER)  # noqa: S311 - spreads load, guards nothing
 
     def _usable(self, answer: Answer) -> tuple[Address, ...]:
+        remote_ports = {port.remote_port for port in self._ports}
         reasons = {
             address: reason
             for address in answer.addresses
-            if (reason := self._denials.reason(address, self._remote_ports))
+            if (reason := self.denials.reason(address, remote_ports))
         }
         # Told once, not with every answer.
         for address, reason in reasons.items():

@@ -192,6 +192,61 @@ class ListenersResumed(Record, frozen=True, kw_only=True):
     connections: int
 
 
+class SourceLost(Record, frozen=True, kw_only=True):
+    """A source address can't be sent from: what needs it refuses its clients."""
+
+    event: ClassVar[str] = "source.lost"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    address: str
+    error: str
+
+
+class SourceRestored(Record, frozen=True, kw_only=True):
+    """A source address is back."""
+
+    event: ClassVar[str] = "source.restored"
+
+    address: str
+
+
+class ConfigReloaded(Record, frozen=True, kw_only=True):
+    """The destinations were read again and hold from now on; listening ports of each kind."""
+
+    event: ClassVar[str] = "config.reloaded"
+
+    added: tuple[int, ...]
+    changed: tuple[int, ...]
+    removed: tuple[int, ...]
+    unchanged: int
+
+
+class ConfigRejected(Record, frozen=True, kw_only=True):
+    """The destinations were read again and are wrong: those of before stay."""
+
+    event: ClassVar[str] = "config.rejected"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    problems: tuple[str, ...]
+
+
+class LogSwitched(Record, frozen=True, kw_only=True):
+    """A signal turned the records of connections and answers on or off."""
+
+    event: ClassVar[str] = "log.switched"
+
+    debug: bool
+
+
+class LogDropped(Record, frozen=True, kw_only=True):
+    """Nobody read the log for a while: so many records before this one are missing."""
+
+    event: ClassVar[str] = "log.dropped"
+    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+
+    records: int
+
+
 class DaemonStarted(Record, frozen=True, kw_only=True):
     """Everything is bound; `source` is empty where the kernel chooses."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from egress_proxy import destinations, variables
 from egress_proxy.destinations import Denials
@@ -18,11 +19,23 @@ if TYPE_CHECKING:
     from egress_proxy.variables import Address, LogFormat, Network
 
 
+_ENDPOINT = re.compile(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]*)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+class AdminListen(NamedTuple):
+    """Where health, metrics and status are; without an address, wherever the cluster reaches it."""
+
+    address: Address | None
+    port: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What `run` does. Durations are in seconds."""
 
     destinations: tuple[Destination, ...]
+    # The variable that they come from.
+    destinations_from: str
     debug: bool
     log_format: LogFormat
     interface: str
@@ -33,11 +46,18 @@ class Settings:
     idle_timeout_s: float
     half_close_timeout_s: float
     drain_timeout_s: float
+    removed_timeout_s: float
     max_connections: int | None
     nameservers: tuple[str, ...]
     deny: tuple[Network, ...]
     health_interval_s: float
     withdrawn_timeout_s: float
+    admin_listen: AdminListen | None
+
+    @property
+    def denials(self) -> Denials:
+        """What the admin has said of addresses to connect to; the pod's own are not in it."""
+        return Denials(loopback_allowed=self.source == "any", networks=self.deny)
 
 
 def _parse_text(text: str) -> str:
@@ -119,6 +139,20 @@ def _parse_nameserver(entry: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
 
 
+def _parse_admin_listen(text: str) -> AdminListen | None:
+    """``off``, ``:port``, ``address:port`` or ``[address]:port``."""
+    if text == "off":
+        return None
+    cure = "write :9153, an address and a port such as 127.0.0.1:9153, or off"
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or not 1 <= int(match["port"]) <= 65535:  # noqa: PLR2004
+        raise RefusedError("not an address and a port", cure)
+    host = match["six"] or match["four"]
+    return AdminListen(
+        variables.parse_address(host, cure=cure) if host else None, int(match["port"])
+    )
+
+
 DESTINATION = Variable(
     "EGRESS_DNS_PROXY_DESTINATION",
     None,
@@ -176,6 +210,13 @@ DRAIN_TIMEOUT = Variable(
     variables.parse_duration,
     "how long sessions may go on after SIGTERM",
 )
+REMOVED_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_REMOVED_TIMEOUT",
+    "0",
+    variables.parse_duration,
+    "how long sessions of a destination may go on once a reload has removed or changed it; "
+    "0 is for ever",
+)
 MAX_CONNECTIONS = Variable(
     "EGRESS_DNS_PROXY_MAX_CONNECTIONS",
     "",
@@ -206,6 +247,13 @@ WITHDRAWN_TIMEOUT = Variable(
     _parse_duration_or_off,
     "how long sessions may go on to an address that its name no longer has",
 )
+ADMIN_LISTEN = Variable(
+    "EGRESS_DNS_PROXY_ADMIN_LISTEN",
+    ":9153",
+    _parse_admin_listen,
+    "health, metrics and the status page: [address]:port, or off; without an address, every one "
+    "of the pod's but the egress interface's",
+)
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,
     DESTINATION,
@@ -219,11 +267,13 @@ VARIABLES: tuple[Variable[Any], ...] = (
     IDLE_TIMEOUT,
     HALF_CLOSE_TIMEOUT,
     DRAIN_TIMEOUT,
+    REMOVED_TIMEOUT,
     MAX_CONNECTIONS,
     NAMESERVERS,
     DENY,
     HEALTH_INTERVAL,
     WITHDRAWN_TIMEOUT,
+    ADMIN_LISTEN,
 )
 
 
@@ -235,10 +285,17 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     reader = variables.Reader(environ)
     source = reader.read(SOURCE)
     deny = reader.read(DENY)
+    admin_listen = reader.read(ADMIN_LISTEN)
     # A wrong DENY is a problem already; the destinations are still judged by the other rules.
     denials = Denials(loopback_allowed=source == "any", networks=deny or ())
+    try:
+        found = read_destinations(environ, denials=denials, admin_listen=admin_listen)
+    except ConfigurationError as error:
+        reader.problems.extend(error.problems)
+        found = ()
     settings = Settings(
-        destinations=_read_destinations(reader, denials),
+        destinations=found,
+        destinations_from=destinations_from(environ).name,
         debug=reader.read(DEBUG),
         log_format=reader.read(variables.LOG_FORMAT),
         interface=reader.read(variables.INTERFACE),
@@ -249,11 +306,13 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         idle_timeout_s=reader.read(IDLE_TIMEOUT),
         half_close_timeout_s=reader.read(HALF_CLOSE_TIMEOUT),
         drain_timeout_s=reader.read(DRAIN_TIMEOUT),
+        removed_timeout_s=reader.read(REMOVED_TIMEOUT),
         max_connections=reader.read(MAX_CONNECTIONS),
         nameservers=reader.read(NAMESERVERS),
         deny=deny,
         health_interval_s=reader.read(HEALTH_INTERVAL),
         withdrawn_timeout_s=reader.read(WITHDRAWN_TIMEOUT),
+        admin_listen=admin_listen,
     )
     reader.raise_problems()
     return settings
@@ -264,32 +323,52 @@ def unknown_names(environ: Mapping[str, str]) -> tuple[str, ...]:
     return variables.unknown_names(environ, (variable.name for variable in VARIABLES))
 
 
-def _read_destinations(reader: variables.Reader, denials: Denials) -> tuple[Destination, ...]:
-    try:
-        text, variable = _destination_text(reader.environ)
-        return destinations.parse_destinations(text, variable=variable, denials=denials)
-    except ConfigurationError as error:
-        reader.problems.extend(error.problems)
-        return ()
+def destinations_from(environ: Mapping[str, str]) -> Variable[str]:
+    """The variable that the destinations come from."""
+    return DESTINATION_FILE if environ.get(DESTINATION_FILE.name, "").strip() else DESTINATION
 
 
-def _destination_text(environ: Mapping[str, str]) -> tuple[str, str]:
-    """The destinations' text, and the name of the variable it comes from."""
+def read_destinations(
+    environ: Mapping[str, str], *, denials: Denials, admin_listen: AdminListen | None
+) -> tuple[Destination, ...]:
+    """The destinations, from the variable or the file; a reload reads them anew.
+
+    Raises `ConfigurationError` with all problems.
+    """
+    variable = destinations_from(environ).name
+    found = destinations.parse_destinations(
+        _destination_text(environ), variable=variable, denials=denials
+    )
+    problems = [
+        Problem(
+            variable=variable,
+            line=destination.line,
+            value=str(destination.port),
+            reason="health and metrics are on this port",
+            cure=f"use another port, or set {ADMIN_LISTEN.name}",
+        )
+        for destination in found
+        if admin_listen is not None and destination.port == admin_listen.port
+    ]
+    if problems:
+        raise ConfigurationError(*problems)
+    return found
+
+
+def _destination_text(environ: Mapping[str, str]) -> str:
     text = environ.get(DESTINATION.name, "")
-    path = environ.get(DESTINATION_FILE.name, "").strip()
-    if not path:
-        return text, DESTINATION.name
+    if destinations_from(environ) is DESTINATION:
+        return text
+    path = environ[DESTINATION_FILE.name].strip()
     if text.strip():
         reason, cure = f"{DESTINATION.name} is set too", "unset one of the two"
     else:
         try:
             with Path(path).open("rb") as file:
                 # One octet more than is allowed is enough to refuse the file.
-                octets = file.read(destinations.MAX_OCTETS + 1)
+                return file.read(destinations.MAX_OCTETS + 1).decode("utf-8", "surrogateescape")
         except OSError as error:
             reason, cure = f"can't read the file: {error.strerror}", "check the volume's mount"
-        else:
-            return octets.decode("utf-8", "surrogateescape"), DESTINATION_FILE.name
     raise ConfigurationError(
         Problem(variable=DESTINATION_FILE.name, value=path, reason=reason, cure=cure)
     )

@@ -36,6 +36,8 @@ def running(destinations: str, dns: DnsServer | None = None, **variables: str) -
         f"{P}DESTINATION": destinations,
         f"{P}SOURCE": "any",
         f"{P}LISTEN": "127.0.0.1",
+        # Its port is one for the whole machine.
+        f"{P}ADMIN_LISTEN": "off",
         f"{P}DEBUG": "1",
         f"{P}LOG_FORMAT": "json",
         f"{P}NAMESERVERS": dns.address if dns else "127.0.0.1:9",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.lab import Lab
 from tests.support.namespaces import LabUnavailableError, become_root
+from tests.support.needs import do_without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,13 +28,6 @@ except LabUnavailableError as error:
 def laboratory() -> None:
     if refusal:
         do_without(refusal)
-
-
-def do_without(reason: str) -> NoReturn:
-    """Skip what this machine can't do, but never in continuous integration."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.netns.conftest import do_without
 from tests.support.deployment import RESOLV_CONF, Deployment
 from tests.support.dns import DnsServer, Name
 from tests.support.dns_daemons import DnsDaemons, find
 from tests.support.lab import CLUSTER_DNS, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD
+from tests.support.needs import do_without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

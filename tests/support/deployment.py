@@ -29,6 +29,7 @@ from tests.support.namespaces import PRIVILEGED, Container
 
 if TYPE_CHECKING:
     import socket
+    import subprocess
     from types import TracebackType
 
     from tests.support.processes import Process, Record
@@ -144,16 +145,30 @@ class Deployment:
             )
         )
 
+    def check(self, *options: str, **more_env: str) -> subprocess.CompletedProcess[str]:
+        """Run the preflight of both containers, in the one of init, to its end."""
+        return self.lab.pod.run(
+            EGRESS_PROXY,
+            "check",
+            *options,
+            env=INIT_ENV | RUN_ENV | more_env,
+            container=self._container(self._security.init),
+        )
+
     def connect(self, port: int) -> tuple[socket.socket, socket.socket]:
         """A client's connection to the pod, and the outside's end of it."""
         client = self.lab.client.connect(POD.v4, port, timeout_s=TIMEOUT_S)
         try:
-            upstream, _ = self._listeners[port].accept()
+            return client, self.accept(port)
         except BaseException:
             client.close()
             raise
+
+    def accept(self, port: int) -> socket.socket:
+        """The outside's end of the next connection to where `port` leads."""
+        upstream, _ = self._listeners[port].accept()
         upstream.settimeout(TIMEOUT_S)
-        return client, upstream
+        return upstream
 
     def _container(self, container: Container) -> Container:
         return dataclasses.replace(container, resolv_conf=str(self.resolv_conf))

@@ -22,7 +22,11 @@ class Peer:
     @classmethod
     async def connect(cls, address: tuple[str, int]) -> Self:
         peer = cls.unconnected(":" in address[0])
-        await peer._loop.sock_connect(peer.sock, address)
+        try:
+            await peer._loop.sock_connect(peer.sock, address)
+        except BaseException:
+            peer.close()
+            raise
         return peer
 
     @classmethod

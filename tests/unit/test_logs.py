@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from egress_proxy.logs import LogObserver, make_logger
 from egress_proxy.records import (
+    ConfigRejected,
+    ConfigReloaded,
     ConnectionClosed,
     DaemonDraining,
     DaemonReady,
@@ -29,8 +31,12 @@ from egress_proxy.records import (
     ListenerOpened,
     ListenersPaused,
     ListenersResumed,
+    LogDropped,
+    LogSwitched,
     Reason,
     Record,
+    SourceLost,
+    SourceRestored,
     UpstreamFailed,
     UpstreamRecovered,
 )
@@ -187,6 +193,18 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
     ),
     (DaemonDraining(connections=2, timeout_s=25.0), {"connections": 2, "timeout_s": 25.0}),
     (DaemonStopped(reset=2), {"reset": 2}),
+    (
+        SourceLost(address="192.0.2.99", error="no interface has it"),
+        {"address": "192.0.2.99", "error": "no interface has it"},
+    ),
+    (SourceRestored(address="192.0.2.99"), {"address": "192.0.2.99"}),
+    (
+        ConfigReloaded(added=(80,), changed=(), removed=(81, 82), unchanged=3),
+        {"added": [80], "changed": [], "removed": [81, 82], "unchanged": 3},
+    ),
+    (ConfigRejected(problems=("a", "b")), {"problems": ["a", "b"]}),
+    (LogSwitched(debug=True), {"debug": True}),
+    (LogDropped(records=7), {"records": 7}),
 ]
 
 

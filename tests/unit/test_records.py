@@ -44,6 +44,12 @@ EVENTS = {
     "daemon.ready": "info",
     "daemon.draining": "info",
     "daemon.stopped": "info",
+    "source.lost": "warning",
+    "source.restored": "info",
+    "config.reloaded": "info",
+    "config.rejected": "warning",
+    "log.switched": "info",
+    "log.dropped": "warning",
 }
 
 

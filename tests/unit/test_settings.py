@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from egress_proxy.destinations import MAX_OCTETS, Destination
 from egress_proxy.errors import ConfigurationError
-from egress_proxy.settings import VARIABLES, Settings, read_settings, unknown_names
+from egress_proxy.settings import VARIABLES, AdminListen, Settings, read_settings, unknown_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +21,7 @@ P = "EGRESS_DNS_PROXY_"
 GOOD = {f"{P}DESTINATION": "80 192.0.2.1"}
 DEFAULTS = Settings(
     destinations=(Destination(80, ip_address("192.0.2.1"), 80, 1),),
+    destinations_from=f"{P}DESTINATION",
     debug=False,
     log_format="",
     interface="macvlan0",
@@ -31,11 +32,13 @@ DEFAULTS = Settings(
     idle_timeout_s=3600.0,
     half_close_timeout_s=300.0,
     drain_timeout_s=25.0,
+    removed_timeout_s=0.0,
     max_connections=None,
     nameservers=(),
     deny=(),
     health_interval_s=0.0,
     withdrawn_timeout_s=0.0,
+    admin_listen=AdminListen(None, 9153),
 )
 
 

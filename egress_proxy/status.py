@@ -1,0 +1,150 @@
+"""What an operator is told of the daemon, as one frozen value: a snapshot.
+
+The status page shows it, `/status.json` is it, `/metrics` is another form of it, and readiness is
+read off it, so that they never contradict each other. Times are Unix seconds, durations seconds,
+sizes octets. Nothing in it comes from a client.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+ListenerState = Literal["listening", "paused", "refusing", "removed"]
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The last thing that went wrong, and when."""
+
+    what: str
+    at: float
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """A source address; `problem` is empty while it can be sent from."""
+
+    address: str
+    problem: str
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """An address of a destination; not healthy for 10 s after it failed."""
+
+    address: str
+    healthy: bool
+
+
+class Name(msgspec.Struct, frozen=True, kw_only=True):
+    """What DNS says of a name; `lookups` counts them by result."""
+
+    name: str
+    lookups: dict[str, int]
+    addresses: int
+    stale: bool
+    ttl_left_s: float
+    last_success: float | None
+    last_failure: Failure | None
+
+
+class Destination(msgspec.Struct, frozen=True, kw_only=True):
+    """One listening port; `ended` counts its connections by reason."""
+
+    listener: int
+    destination: str
+    name: str | None
+    state: ListenerState
+    upstreams: tuple[Upstream, ...]
+    active: int
+    total: int
+    ended: dict[str, int]
+    bytes_to_upstream: int
+    bytes_to_client: int
+    last_failure: Failure | None
+
+
+class Connects(msgspec.Struct, frozen=True, kw_only=True):
+    """How long connecting took: of `bounds` (seconds), how many were within each, and in all."""
+
+    bounds: tuple[float, ...]
+    within: tuple[int, ...]
+    count: int
+    sum_s: float
+
+
+class Reloads(msgspec.Struct, frozen=True, kw_only=True):
+    """Reloads of the destinations; `problems` are those of the last one, if it was rejected."""
+
+    reloaded: int
+    rejected: int
+    last: float | None
+    problems: tuple[str, ...]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it."""
+
+    version: str
+    python: str
+    now: float
+    started: float
+    draining: bool
+    debug: bool
+    interface: str
+    sources: tuple[Source, ...]
+    active: int
+    maximum: int
+    pauses: int
+    destinations: tuple[Destination, ...]
+    names: tuple[Name, ...]
+    connects: Connects
+    reloads: Reloads
+    log_dropped: int
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition of readiness; `problems` is empty when it holds."""
+
+    name: str
+    problems: tuple[str, ...]
+
+
+def readiness(status: Status) -> tuple[Check, ...]:
+    """Whether clients should be sent here, condition by condition.
+
+    A port that refuses its clients because its name does not resolve makes the pod not ready only
+    when it is so for every port: the others do their work.
+    """
+    serving = any(
+        destination.state in ("listening", "paused") for destination in status.destinations
+    )
+    return (
+        Check(name="drain", problems=("the pod is draining",) if status.draining else ()),
+        Check(
+            name="source",
+            problems=tuple(
+                f"source address {source.address}: {source.problem}"
+                for source in status.sources
+                if source.problem
+            ),
+        ),
+        Check(
+            name="destinations",
+            problems=() if serving else tuple(_why_not(status)) or ("there is no destination",),
+        ),
+    )
+
+
+def _why_not(status: Status) -> list[str]:
+    names = {name.name: name for name in status.names}
+    reasons = []
+    for destination in status.destinations:
+        if destination.state != "refusing":
+            continue
+        name = names.get(destination.name or "")
+        reason = "no source address to reach it from"
+        if name is not None and not name.addresses:
+            failure = name.last_failure
+            reason = f"{name.name}: {failure.what if failure else 'not resolved yet'}"
+        reasons.append(f"port {destination.listener} refuses its clients: {reason}")
+    return reasons

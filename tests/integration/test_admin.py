@@ -1,0 +1,213 @@
+"""The admin port with real clients, good, slow and hostile ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.admin import MAX_CLIENTS, AdminServer, Pages
+from tests.support.peers import Peer
+from tests.support.snapshots import destination, status
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from egress_proxy.status import Status
+
+pytestmark = pytest.mark.asyncio
+
+READY = status(destination())
+NOT_READY = status(destination(), source="no interface has it")
+
+
+class Admin:
+    """A server on loopback that shows `shown`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.shown: Status = READY
+        self.address: tuple[str, int] = sock.getsockname()
+        self.server: AdminServer
+
+    async def emptied(self) -> None:
+        """Wait until the server has no client."""
+        while self.server._clients:
+            await asyncio.wait(list(self.server._clients))
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self.address)
+
+    async def ask(self, octets: bytes) -> tuple[bytes, dict[str, str], bytes]:
+        """The status line, the headers and the body of the answer to `octets`."""
+        reader, writer = await self.connect()
+        writer.write(octets)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+        line, *headers = head.split(b"\r\n")
+        return line, dict(header.decode().split(": ", 1) for header in headers), body
+
+    async def get(self, target: str, method: str = "GET") -> tuple[bytes, dict[str, str], bytes]:
+        return await self.ask(f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+
+
+@asynccontextmanager
+async def serving(timeout_s: float = 60) -> AsyncIterator[Admin]:
+    sock = socket.create_server(("127.0.0.1", 0))
+    admin = Admin(sock)
+    server = admin.server = AdminServer(Pages(lambda: admin.shown), timeout_s=timeout_s)
+    await server.start([sock])
+    try:
+        yield admin
+    finally:
+        await server.stop()
+
+
+async def test_the_kubelets_questions() -> None:
+    async with serving() as admin:
+        assert (await admin.get("/livez"))[::2] == (b"HTTP/1.1 200 OK", b"ok\n")
+        assert (await admin.get("/readyz"))[::2] == (b"HTTP/1.1 200 OK", b"ok\n")
+        admin.shown = NOT_READY
+        assert (await admin.get("/livez"))[0] == b"HTTP/1.1 200 OK"
+        assert (await admin.get("/readyz"))[::2] == (
+            b"HTTP/1.1 503 Service Unavailable",
+            b"source address 192.0.2.99: no interface has it\n",
+        )
+        assert (await admin.get("/readyz?verbose"))[2] == (
+            b"[+]drain ok\n"
+            b"[-]source failed: source address 192.0.2.99: no interface has it\n"
+            b"[+]destinations ok\n"
+        )
+
+
+async def test_the_pages() -> None:
+    async with serving() as admin:
+        _, headers, body = await admin.get("/metrics")
+        assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert b'egress_proxy_listener_up{listener="80"} 1.0\n' in body
+        _, headers, body = await admin.get("/status.json")
+        assert headers["Content-Type"] == "application/json"
+        assert json.loads(body)["status"]["destinations"][0]["destination"] == "192.0.2.1:80"
+        _, headers, body = await admin.get("/")
+        assert headers["Content-Type"] == "text/html; charset=utf-8"
+        assert body.startswith(b"<!doctype html>")
+        # Nothing from anywhere else, and no script but its own.
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert b"http://" not in body
+        assert b"https://" not in body
+
+
+async def test_an_answer_says_how_long_it_is_and_that_it_is_the_last() -> None:
+    async with serving() as admin:
+        _, headers, body = await admin.get("/livez")
+        assert headers == {
+            "Content-Type": "text/plain; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Connection": "close",
+        }
+        line, head_headers, nothing = await admin.get("/livez", "HEAD")
+        assert (line, head_headers, nothing) == (b"HTTP/1.1 200 OK", headers, b"")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+async def test_nothing_can_be_changed(method: str) -> None:
+    async with serving() as admin:
+        line, headers, _ = await admin.get("/livez", method)
+        assert line == b"HTTP/1.1 405 Method Not Allowed"
+        assert headers["Allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("target", ["/nothing", "/livez/", "//livez", "/../livez", "*"])
+async def test_there_is_nothing_else(target: str) -> None:
+    async with serving() as admin:
+        line, _, body = await admin.get(target)
+        assert (line, body) == (
+            b"HTTP/1.1 404 Not Found",
+            b"there are / /livez /readyz /metrics /status.json\n",
+        )
+
+
+HOSTILE = {
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "no host": b"GET /livez HTTP/1.1\r\n\r\n",
+    "a blank in the target": b"GET /li vez HTTP/1.1\r\nHost: a\r\n\r\n",
+    "an octet beyond ASCII": b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    "a long line": b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a long header": b"GET /livez HTTP/1.1\r\nHost: " + b"a" * 100_000 + b"\r\n\r\n",
+    "endless headers": b"GET /livez HTTP/1.1\r\n" + b"A: b\r\n" * 10_000,
+}
+
+
+@pytest.mark.parametrize("octets", HOSTILE.values(), ids=HOSTILE)
+async def test_what_is_no_request_is_refused_without_an_echo(octets: bytes) -> None:
+    async with serving() as admin:
+        line, _, body = await admin.ask(octets)
+        assert line.startswith(b"HTTP/1.1 4")
+        assert body == b"not a request for this server\n"
+        assert (await admin.get("/livez"))[2] == b"ok\n"
+
+
+async def test_a_body_that_nobody_wants_does_not_cost_the_answer() -> None:
+    async with serving() as admin:
+        length = 1_000_000
+        head = f"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+        line, _, _ = await admin.ask(head.encode() + b"a" * length)
+        assert line == b"HTTP/1.1 405 Method Not Allowed"
+
+
+async def test_a_crowd_of_silent_clients_does_not_keep_a_probe_out() -> None:
+    async with serving() as admin:
+        crowd = [await admin.connect() for _ in range(MAX_CLIENTS)]
+        for _, writer in crowd:
+            writer.write(b"GET /livez HTTP/1.1\r\nHost:")
+        assert (await admin.get("/livez"))[2] == b"ok\n"
+        # The one that was there longest had to go; the last one may go on.
+        with pytest.raises(ConnectionResetError):
+            await crowd[0][0].read()
+        reader, writer = crowd[-1]
+        writer.write(b" a\r\n\r\n")
+        assert (await reader.read()).endswith(b"ok\n")
+        for _, writer in crowd:
+            writer.close()
+
+
+@pytest.mark.parametrize("octets", [b"", b"GET /livez HTTP/1.1\r\nHost:"], ids=["silent", "slow"])
+async def test_a_client_that_takes_too_long_is_reset(octets: bytes) -> None:
+    async with serving(timeout_s=0.05) as admin:
+        reader, writer = await admin.connect()
+        writer.write(octets)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+
+
+async def test_a_client_that_reads_nothing_is_reset() -> None:
+    async with serving(timeout_s=0.2) as admin:
+        # More than the kernel's buffers hold.
+        admin.shown = status(*(destination(port=port) for port in range(1, 20_000)))
+        # A peer whose kernel takes little.
+        client = await Peer.connect(admin.address)
+        await client.send(b"GET /status.json HTTP/1.1\r\nHost: a\r\n\r\n")
+        # An answer to a later client: the one before it has been accepted.
+        assert (await admin.get("/livez"))[2] == b"ok\n"
+        await admin.emptied()
+        octets, was_reset = await client.receive_all()
+        assert was_reset
+        assert len(octets) < 1_000_000
+        client.close()
+
+
+async def test_stopping_leaves_no_client() -> None:
+    async with serving() as admin:
+        reader, writer = await admin.connect()
+        writer.write(b"GET /livez HTTP/1.1\r\n")
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+    writer.close()

@@ -1,0 +1,125 @@
+"""What the metrics say is what the records say, whatever happens to connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.ground import Ground
+from egress_proxy.metrics import exposition
+from egress_proxy.records import ConnectionClosed, Reason
+from egress_proxy.roster import Roster
+from egress_proxy.settings import read_settings
+from egress_proxy.survey import Survey
+from egress_proxy.tally import Tally
+from tests.support.rig import Rig
+
+if TYPE_CHECKING:
+    from egress_proxy.records import Record
+    from egress_proxy.resolver import Answer
+
+pytestmark = pytest.mark.asyncio
+
+SAMPLE = re.compile(r"^egress_proxy_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
+
+
+class Board:
+    """A survey of `rig`, and the records that went by."""
+
+    def __init__(self, rig: Rig) -> None:
+        plant = rig.forwarder.plant
+        self.records: list[ConnectionClosed] = []
+        self._tally = Tally()
+        self._inner = plant.observer
+        object.__setattr__(plant, "observer", self)
+        settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"})
+        loop = asyncio.get_running_loop()
+        ground = Ground(loop, {}, self)
+        roster = Roster(settings, plant, ground, (), _no_answer, settings.denials)
+        roster.forwarders[0] = rig.forwarder
+        self.survey = Survey(settings, plant.admission, ground, roster, self._tally, _Log())
+
+    def observe(self, record: Record) -> None:
+        self._inner.observe(record)
+        self._tally.observe(record)
+        if isinstance(record, ConnectionClosed):
+            self.records.append(record)
+
+    def metrics(self, name: str, label: str) -> dict[str, float]:
+        """The values of a metric that are not zero, by one of its labels."""
+        found = {}
+        for metric, labels, value in SAMPLE.findall(exposition(self.survey.take()).decode()):
+            told = re.search(rf'{label}="([^"]*)"', labels)
+            if metric == name and told and float(value):
+                found[told[1]] = float(value)
+        return found
+
+
+class _Log:
+    debug = False
+    dropped = 0
+
+
+async def _no_answer(name: str) -> Answer:
+    raise NotImplementedError(name)
+
+
+async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> None:
+    async with Rig() as rig:
+        board = Board(rig)
+        dice = random.Random(6)  # noqa: S311 - the same in each run is what a test wants
+        count = 60
+        for number in range(count):
+            client, upstream = await rig.pair()
+            up, down = dice.randrange(5000), dice.randrange(5000)
+            await client.send(b"u" * up)
+            await upstream.send(b"d" * down)
+            assert len(await upstream.receive(up)) == up
+            assert len(await client.receive(down)) == down
+            if number % 3 == 0:
+                client.reset()
+            elif number % 3 == 1:
+                upstream.reset()
+            else:
+                client.finish()
+                upstream.finish()
+        rig.listener.close()
+        refused = 5
+        for _ in range(refused):
+            # Perhaps before the client even knows that it is connected.
+            with contextlib.suppress(ConnectionResetError):
+                await rig.client()
+        await rig.recorder.wait_closed(count + refused)
+
+        records = board.records
+        reasons = Counter(str(record.reason) for record in records)
+        # And some without an upstream, in whatever way that showed.
+        assert reasons.keys() > {Reason.FINISHED, Reason.CLIENT_RESET, Reason.UPSTREAM_RESET}
+        assert board.metrics("connections_total", "reason") == reasons
+        assert board.metrics("bytes_total", "direction") == {
+            "to_upstream": sum(record.bytes_to_upstream for record in records),
+            "to_client": sum(record.bytes_to_client for record in records),
+        }
+        assert board.metrics("connections_active", "destination") == {}
+        assert board.survey.take().connects.count == count
+
+
+async def test_octets_count_while_their_connection_still_runs() -> None:
+    async with Rig() as rig:
+        board = Board(rig)
+        client, upstream = await rig.pair()
+        await client.send(b"12345")
+        assert await upstream.receive(5) == b"12345"
+        assert board.metrics("bytes_total", "direction") == {"to_upstream": 5}
+        assert list(board.metrics("connections_active", "destination").values()) == [1]
+        client.finish()
+        upstream.finish()
+        await rig.recorder.wait_closed()
+        assert board.metrics("bytes_total", "direction") == {"to_upstream": 5}
+        assert board.metrics("connections_active", "destination") == {}

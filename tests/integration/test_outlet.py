@@ -1,0 +1,151 @@
+"""A log whose reader stops, goes on, or goes away."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.logs import RunLog
+from egress_proxy.outlet import Outlet
+from egress_proxy.records import ListenersResumed
+from tests.support.terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CAPACITY = 8192
+LINE = "x" * 99 + "\n"
+
+
+class Reader:
+    """The other end of a pipe that holds one page; it reads when it is told to."""
+
+    def __init__(self) -> None:
+        self.fd, self.write_fd = os.pipe()
+        fcntl.fcntl(self.write_fd, fcntl.F_SETPIPE_SZ, 4096)
+
+    def wait_until_full(self) -> None:
+        while select.select([], [self.write_fd], [], 0)[1]:
+            os.sched_yield()
+
+    def read_until(self, ending: bytes) -> list[str]:
+        octets = b""
+        while not octets.endswith(ending):
+            octets += os.read(self.fd, 65536)
+        return octets.decode().splitlines(keepends=True)
+
+    def close(self) -> None:
+        for fd in (self.fd, self.write_fd):
+            os.close(fd)
+
+
+@contextmanager
+def outlet_to(reader: Reader) -> Iterator[Outlet]:
+    outlet = Outlet(reader.write_fd, lambda dropped: f"dropped {dropped}\n", capacity=CAPACITY)
+    try:
+        yield outlet
+    finally:
+        outlet.close()
+
+
+@pytest.fixture
+def reader() -> Iterator[Reader]:
+    made = Reader()
+    yield made
+    made.close()
+
+
+def test_lines_arrive_in_order(reader: Reader) -> None:
+    with outlet_to(reader) as outlet:
+        lines = [f"{number}\n" for number in range(500)]
+        for line in lines:
+            outlet.write(line)
+        assert reader.read_until(b"499\n") == lines
+
+
+def test_a_reader_that_stops_costs_records_and_is_told_how_many(reader: Reader) -> None:
+    with outlet_to(reader) as outlet:
+        outlet.write(LINE * 60)
+        reader.wait_until_full()
+        # Nobody reads: none of this waits.
+        for _ in range(1000):
+            outlet.write(LINE)
+        assert outlet.dropped == 1000 - CAPACITY // len(LINE)
+        lines = reader.read_until(f"dropped {outlet.dropped}\n".encode())
+        assert lines[:-1] == [LINE] * (60 + 1000 - outlet.dropped)
+        # And then everything is as before.
+        outlet.write("after\n")
+        assert reader.read_until(b"after\n") == ["after\n"]
+
+
+def test_a_slow_reader_sees_few_gaps_each_at_its_place(reader: Reader) -> None:
+    with outlet_to(reader) as outlet:
+        outlet.write(LINE * 60)
+        reader.wait_until_full()
+        for number in range(1000):
+            outlet.write(f"{number:099}\n")
+        # Room for some more, after those that are lost.
+        before = reader.read_until(LINE.encode())
+        while len(before) < 60 + CAPACITY // len(LINE):
+            before += reader.read_until(b"\n")
+        outlet.write("after\n")
+        told = before + reader.read_until(b"after\n")
+        assert [line for line in told if line.startswith("dropped")] == [
+            f"dropped {outlet.dropped}\n"
+        ]
+        numbers = [int(line) for line in told if line[0] == "0"]
+        assert numbers == list(range(1000 - outlet.dropped))
+
+
+def test_a_reader_that_is_gone_harms_nobody(reader: Reader) -> None:
+    os.close(reader.fd)
+    reader.fd = os.open("/dev/null", os.O_RDONLY)
+    outlet = Outlet(reader.write_fd, lambda _: "dropped\n")
+    outlet.write("a\nb\n")
+    outlet.close()
+    assert outlet.dropped == 2
+    assert "log" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_descriptor_that_does_not_block_is_as_good(reader: Reader) -> None:
+    os.set_blocking(reader.write_fd, False)
+    with outlet_to(reader) as outlet:
+        outlet.write(LINE * 60)
+        reader.wait_until_full()
+        outlet.write("after\n")
+        assert reader.read_until(b"after\n") == [LINE] * 60 + ["after\n"]
+
+
+def test_at_the_end_what_is_left_is_written(reader: Reader) -> None:
+    outlet = Outlet(reader.write_fd, lambda _: "dropped\n")
+    outlet.write("last\n")
+    outlet.close()
+    assert os.read(reader.fd, 100) == b"last\n"
+
+
+def test_the_daemons_log_tells_of_a_gap_in_its_own_format(reader: Reader) -> None:
+    log = RunLog("json", debug=False, fd=reader.write_fd)
+    log.observe(ListenersResumed(connections=1))
+    [line] = reader.read_until(b"\n")
+    assert json.loads(line)["event"] == "listener.resumed"
+    notice = json.loads(log._notice(7))
+    assert (notice["event"], notice["level"], notice["records"]) == ("log.dropped", "warning", 7)
+    assert list(notice)[:3] == ["time", "level", "event"]
+    log.close()
+
+
+def test_on_a_terminal_the_log_is_for_a_person() -> None:
+    with Terminal() as terminal:
+        log = RunLog("", debug=False, fd=terminal.fd)
+        log.observe(ListenersResumed(connections=1))
+        log.close()
+        told = terminal.read()
+    assert "\x1b[" in told
+    assert "listener.resumed" in told

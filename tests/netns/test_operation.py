@@ -1,0 +1,383 @@
+"""The installed command as an operator meets it at night: probes, signals, reloads, lost ground."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from tests.support.deployment import ENDPOINTS, LEAST_PRIVILEGE, RUN_ENV, Deployment
+from tests.support.lab import GATEWAY, OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+
+    from tests.support.lab import Lab
+    from tests.support.network import Namespace
+    from tests.support.processes import Process
+
+MACVLAN = "macvlan0"
+ADMIN_PORT = 9153
+MIB = 1 << 20
+
+
+@pytest.fixture
+def deployment(lab: Lab) -> Iterator[Deployment]:
+    with Deployment(lab, LEAST_PRIVILEGE) as deployed:
+        deployed.init()
+        yield deployed
+
+
+@pytest.fixture
+def proxy(deployment: Deployment) -> Process:
+    process = deployment.start()
+    process.wait_for("daemon.ready", listeners=len(ENDPOINTS))
+    return process
+
+
+def get(host: Namespace, path: str, address: str = POD.v4) -> tuple[int, str]:
+    """The status and the text of the admin port's answer to a client on `host`."""
+    connection = HTTPConnection(address, ADMIN_PORT)
+    connection.sock = host.connect(address, ADMIN_PORT)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    with answer:
+        return answer.status, answer.read().decode()
+
+
+def status(host: Namespace) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(get(host, "/status.json")[1])["status"]
+    return told
+
+
+def forwards(deployment: Deployment, port: int) -> bool:
+    client, upstream = deployment.connect(port)
+    with client, upstream:
+        client.sendall(b"question")
+        return upstream.recv(8) == b"question"
+
+
+def remove_address(ip: IPRoute) -> None:
+    [index] = ip.link_lookup(ifname=MACVLAN)
+    ip.addr(
+        "del", index=index, address=RESERVED.v4, prefixlen=RESERVED.interface4.network.prefixlen
+    )
+
+
+def add_address(ip: IPRoute) -> None:
+    [index] = ip.link_lookup(ifname=MACVLAN)
+    ip.addr(
+        "add", index=index, address=RESERVED.v4, prefixlen=RESERVED.interface4.network.prefixlen
+    )
+
+
+def set_down(ip: IPRoute) -> None:
+    ip.link("set", index=ip.link_lookup(ifname=MACVLAN)[0], state="down")
+
+
+def set_up(ip: IPRoute) -> None:
+    ip.link("set", index=ip.link_lookup(ifname=MACVLAN)[0], state="up")
+
+
+@pytest.mark.parametrize(
+    ("lose", "restore", "why"),
+    [
+        (remove_address, add_address, "no interface has it"),
+        (set_down, set_up, f"interface {MACVLAN} is down"),
+    ],
+    ids=["address", "interface"],
+)
+def test_without_its_source_the_pod_refuses_and_recovers(
+    deployment: Deployment,
+    proxy: Process,
+    lose: Callable[[IPRoute], None],
+    restore: Callable[[IPRoute], None],
+    why: str,
+) -> None:
+    lab = deployment.lab
+    assert get(lab.client, "/readyz") == (200, "ok\n")
+    lab.pod.netlink(lose)
+    lost = proxy.wait_for("source.lost")
+    assert (lost["address"], lost["error"]) == (RESERVED.v4, why)
+    for port in ENDPOINTS:
+        proxy.wait_for("listener.closed", listener=port)
+        with pytest.raises(ConnectionRefusedError):
+            lab.client.connect(POD.v4, port)
+    assert get(lab.client, "/livez") == (200, "ok\n")
+    code, text = get(lab.client, "/readyz")
+    assert code == 503
+    assert f"source address {RESERVED.v4}: {why}\n" in text
+    assert 'egress_proxy_source_up{address="203.0.113.99"} 0.0' in get(lab.client, "/metrics")[1]
+
+    lab.pod.netlink(restore)
+    proxy.wait_for("source.restored", address=RESERVED.v4)
+    for port in ENDPOINTS:
+        proxy.wait_for("listener.opened", listener=port)
+    assert get(lab.client, "/readyz") == (200, "ok\n")
+    # What init did to the routes is gone with the address: run only has to be willing again.
+    assert [entry["state"] for entry in status(lab.client)["destinations"]] == ["listening"] * 3
+
+
+def test_the_egress_interface_itself_may_go(deployment: Deployment, proxy: Process) -> None:
+    deployment.lab.pod.netlink(lambda ip: ip.link("del", index=ip.link_lookup(ifname=MACVLAN)[0]))
+    assert proxy.wait_for("source.lost")["error"] == "no interface has it"
+    with pytest.raises(ConnectionRefusedError):
+        deployment.lab.client.connect(POD.v4, 80)
+
+
+def test_the_lan_finds_no_admin_port(deployment: Deployment, proxy: Process) -> None:
+    assert get(deployment.lab.client, "/livez")[0] == 200
+    with pytest.raises(OSError, match=r"refused|timed out"):
+        deployment.lab.gateway.connect(RESERVED.v4, ADMIN_PORT, timeout_s=2).close()
+    assert proxy.stderr == ""
+
+
+def test_readiness_ends_when_the_drain_begins(deployment: Deployment, proxy: Process) -> None:
+    client, upstream = deployment.connect(80)
+    with client, upstream:
+        proxy.terminate()
+        proxy.wait_for("daemon.draining")
+        assert get(deployment.lab.client, "/readyz") == (503, "the pod is draining\n")
+        assert get(deployment.lab.client, "/livez") == (200, "ok\n")
+    assert proxy.stop() == 0
+
+
+def test_a_signal_turns_debug_on_and_off(deployment: Deployment) -> None:
+    proxy = deployment.start(EGRESS_DNS_PROXY_DEBUG="")
+    proxy.wait_for("daemon.ready")
+    assert forwards(deployment, 80)
+    os.kill(proxy.pid, signal.SIGUSR1)
+    assert proxy.wait_for("log.switched")["debug"] is True
+    assert forwards(deployment, 80)
+    record = proxy.wait_for("connection.closed", listener=80)
+    # With DEBUG, whoever audits sees the source port too.
+    assert record["source"].startswith(RESERVED.v4)
+    os.kill(proxy.pid, signal.SIGUSR1)
+    assert proxy.wait_for("log.switched")["debug"] is False
+    assert forwards(deployment, 80)
+    assert status(deployment.lab.client)["destinations"][0]["total"] == 3
+    assert len([record for record in proxy.records if record["event"] == "connection.closed"]) == 1
+
+
+class ConfigMap:
+    """A volume as the kubelet writes it: files are links into a directory that is swapped."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        self._directory = directory
+        self._generation = 0
+        self.path = directory / "destinations"
+        self.update(text)
+        self.path.symlink_to("..data/destinations")
+
+    def update(self, text: str) -> None:
+        self._generation += 1
+        now = self._directory / f"..{self._generation}"
+        now.mkdir()
+        (now / "destinations").write_text(text)
+        link = self._directory / "..data_tmp"
+        link.symlink_to(now.name)
+        link.rename(self._directory / "..data")
+        for path in self._directory.iterdir():
+            path.chmod(0o755)
+
+
+@pytest.fixture
+def config_map(tmp_path: Path) -> ConfigMap:
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    return ConfigMap(tmp_path, RUN_ENV["EGRESS_DNS_PROXY_DESTINATION"])
+
+
+@pytest.fixture
+def from_file(deployment: Deployment, config_map: ConfigMap) -> Process:
+    process = deployment.start(
+        EGRESS_DNS_PROXY_DESTINATION="", EGRESS_DNS_PROXY_DESTINATION_FILE=str(config_map.path)
+    )
+    process.wait_for("daemon.ready", listeners=len(ENDPOINTS))
+    return process
+
+
+def test_a_config_map_is_picked_up_by_itself(
+    deployment: Deployment, config_map: ConfigMap, from_file: Process
+) -> None:
+    kept, kept_upstream = deployment.connect(80)
+    removed, removed_upstream = deployment.connect(100)
+    with kept, kept_upstream, removed, removed_upstream:
+        config_map.update(f"80 {OUTSIDE.v4}\n8443 {OUTSIDE.v4} 100\n")
+        record = from_file.wait_for("config.reloaded")
+        assert {key: record[key] for key in ("added", "changed", "removed", "unchanged")} == {
+            "added": [],
+            "changed": [8443],
+            "removed": [100],
+            "unchanged": 1,
+        }
+        with pytest.raises(ConnectionRefusedError):
+            deployment.lab.client.connect(POD.v4, 100)
+        with deployment.lab.client.connect(POD.v4, 8443) as client:
+            # The listener behind port 100 is where 8443 leads now.
+            upstream = deployment.accept(100)
+            with upstream:
+                client.sendall(b"changed")
+                assert upstream.recv(7) == b"changed"
+        for client, upstream in ((kept, kept_upstream), (removed, removed_upstream)):
+            client.sendall(b"still")
+            assert upstream.recv(5) == b"still"
+
+
+def test_a_wrong_file_changes_nothing(
+    deployment: Deployment, config_map: ConfigMap, from_file: Process
+) -> None:
+    config_map.update("80 localhost\n9153 192.0.2.1\n100 example.com\n")
+    record = from_file.wait_for("config.rejected")
+    assert record["problems"] == [
+        (
+            "EGRESS_DNS_PROXY_DESTINATION_FILE line 1: 'localhost': a name of a single label; "
+            "write it in full, for example localhost.example.com"
+        )
+    ]
+    config_map.update("9153 192.0.2.1\n")
+    record = from_file.wait_for("config.rejected")
+    assert record["problems"] == [
+        (
+            "EGRESS_DNS_PROXY_DESTINATION_FILE line 1: '9153': health and metrics are on this "
+            "port; use another port, or set EGRESS_DNS_PROXY_ADMIN_LISTEN"
+        )
+    ]
+    for port in ENDPOINTS:
+        assert forwards(deployment, port)
+    told = status(deployment.lab.client)
+    assert (told["reloads"]["rejected"], told["reloads"]["problems"]) == (2, record["problems"])
+
+
+class Knocker:
+    """A client and its upstream that open connections to `port` without a pause."""
+
+    def __init__(self, deployment: Deployment, port: int) -> None:
+        self.failures: list[OSError] = []
+        self._deployment = deployment
+        self._port = port
+        self._stop = threading.Event()
+        self._done = threading.Semaphore(0)
+        self._threads = [threading.Thread(target=run) for run in (self._knock, self._answer)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, count: int) -> None:
+        """Wait until `count` connections more have come and gone."""
+        for _ in range(count):
+            assert self._done.acquire(timeout=10), "connections stopped"
+
+    def _knock(self) -> None:
+        def knock() -> None:
+            while not self._stop.is_set():
+                try:
+                    with socket.create_connection((POD.v4, self._port), timeout=10) as client:
+                        client.shutdown(socket.SHUT_WR)
+                        assert client.recv(1) == b""
+                except OSError as error:
+                    self.failures.append(error)
+                self._done.release()
+            # The other side hears of the end by the only octet that is ever sent.
+            with socket.create_connection((POD.v4, self._port), timeout=10) as client:
+                client.sendall(b"!")
+
+        self._deployment.lab.client.call(knock)
+
+    def _answer(self) -> None:
+        heard = b""
+        while not heard:
+            with self._deployment.accept(self._port) as upstream:
+                heard = upstream.recv(1)
+
+
+def test_clients_never_notice_twenty_reloads(
+    deployment: Deployment, config_map: ConfigMap, from_file: Process
+) -> None:
+    # Port 80 stays, 8443 is changed each time, and another port comes and goes.
+    texts = [
+        f"{port} example.com 100\n80 {OUTSIDE.v4}\n8443 {host} 443\n"
+        for port, host in ((100, "web.example.com"), (101, OUTSIDE_SECOND.v4))
+    ]
+    session, session_upstream = deployment.connect(80)
+    with (
+        session,
+        session_upstream,
+        Knocker(deployment, 80) as unchanged,
+        Knocker(deployment, 8443) as changed,
+    ):
+        for number in range(1, 21):
+            config_map.update(texts[number % 2])
+            os.kill(from_file.pid, signal.SIGHUP)
+            from_file.wait_for("config.reloaded", changed=[8443], unchanged=1)
+            unchanged.wait_for(10)
+            changed.wait_for(10)
+        session.sendall(b"still")
+        assert session_upstream.recv(5) == b"still"
+    assert (unchanged.failures, changed.failures) == ([], [])
+    assert from_file.stderr == ""
+
+
+def test_an_idle_daemon_stays_small(deployment: Deployment) -> None:
+    # Without what measures coverage, which has a size of its own.
+    proxy = deployment.start(COVERAGE_PROCESS_START="", COVERAGE_PROCESS_CONFIG="")
+    proxy.wait_for("daemon.ready")
+    for path in ("/", "/metrics", "/status.json", "/readyz", "/livez"):
+        assert get(deployment.lab.client, path)[0] == 200
+    [line] = [
+        line
+        for line in Path(f"/proc/{proxy.pid}/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    ]
+    assert int(line.split()[1]) * 1024 < 45 * MIB, line
+
+
+def check(deployment: Deployment, *options: str, **more_env: str) -> tuple[int, Any, str]:
+    done = deployment.check("--output", "json", *options, **more_env)
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def test_check_knocks_at_the_gateway_and_at_every_door(deployment: Deployment) -> None:
+    status, report, _ = check(deployment, "--connect")
+    found = {finding["subject"]: finding for finding in report["findings"]}
+    assert found["source"]["detail"] == RESERVED.v4
+    assert found["gateway"]["detail"] == f"{GATEWAY.v4} is there"
+    assert found["8443 -> web.example.com:443"]["detail"].startswith(OUTSIDE_SECOND.v4)
+    assert found[f"connect 100 -> {OUTSIDE.v4} port 100"]["state"] == "good"
+    assert (status, report["problems"]) == (0, [])
+
+
+def test_check_finds_what_is_wrong_outside(deployment: Deployment) -> None:
+    # Nobody on the LAN has the first address, the second refuses, and the name does not exist.
+    nobody = str(GATEWAY.interface4.network[77])
+    destinations = f"80 {OUTSIDE.v4} 81\n443 nothing.example.com\n"
+    status, report, errors = check(
+        deployment,
+        "--connect",
+        EGRESS_DNS_PROXY_DESTINATION=destinations,
+        EGRESS_GATEWAY=nobody,
+    )
+    assert status == 1
+    assert [problem["reason"].partition(": ")[0] for problem in report["problems"]] == [
+        "gateway",
+        f"connect 80 -> {OUTSIDE.v4} port 81",
+        "443 -> nothing.example.com:443",
+    ]
+    assert all(problem["cure"] for problem in report["problems"])
+    assert len(errors.splitlines()) == 3

@@ -1,0 +1,71 @@
+"""Snapshots of a daemon, as tests need them."""
+
+from __future__ import annotations
+
+from egress_proxy.status import (
+    Connects,
+    Destination,
+    Failure,
+    ListenerState,
+    Name,
+    Reloads,
+    Source,
+    Status,
+    Upstream,
+)
+
+
+def destination(
+    state: ListenerState = "listening", *, port: int = 80, name: str | None = None
+) -> Destination:
+    return Destination(
+        listener=port,
+        destination=f"{name or '192.0.2.1'}:{port}",
+        name=name,
+        state=state,
+        upstreams=(Upstream(address="192.0.2.1", healthy=True),),
+        active=0,
+        total=0,
+        ended={"finished": 0},
+        bytes_to_upstream=0,
+        bytes_to_client=0,
+        last_failure=None,
+    )
+
+
+def name(error: str | None = None) -> Name:
+    return Name(
+        name="a.example",
+        lookups={"resolved": 0},
+        addresses=0,
+        stale=False,
+        ttl_left_s=0.0,
+        last_success=None,
+        last_failure=Failure(what=error, at=1.0) if error else None,
+    )
+
+
+def status(
+    *destinations: Destination,
+    draining: bool = False,
+    source: str = "",
+    names: tuple[Name, ...] = (),
+) -> Status:
+    return Status(
+        version="1.0",
+        python="3.11",
+        now=2.0,
+        started=1.0,
+        draining=draining,
+        debug=False,
+        interface="macvlan0",
+        sources=(Source(address="192.0.2.99", problem=source),),
+        active=0,
+        maximum=1000,
+        pauses=0,
+        destinations=destinations,
+        names=names,
+        connects=Connects(bounds=(), within=(), count=0, sum_s=0.0),
+        reloads=Reloads(reloaded=0, rejected=0, last=None, problems=()),
+        log_dropped=0,
+    )

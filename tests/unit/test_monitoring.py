@@ -1,0 +1,88 @@
+"""Alerts, dashboard and documents agree with the metrics there are."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from docs.metrics import PAGE, page
+from egress_proxy.metrics import CONNECT_DURATION, METRICS, PREFIX
+from tests.support.needs import do_without
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "deploy" / "monitoring"
+RULE = (MONITORING / "prometheusrule.yaml").read_text()
+DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
+
+SERIES = {
+    PREFIX + metric.name + ("_total" if metric.kind == "counter" else "") for metric in METRICS
+} | {f"{PREFIX}{CONNECT_DURATION[0]}_{part}" for part in ("bucket", "sum", "count")}
+ALERTS = re.findall(r"- alert: (\w+)", RULE)
+
+
+def expressions() -> Iterator[str]:
+    for panel in DASHBOARD["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"]
+
+
+def used(text: str) -> set[str]:
+    return set(re.findall(rf"{PREFIX}\w+", text))
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    """The rules as Prometheus itself reads them: what the operator takes out of the resource."""
+    _, _, spec = RULE.partition("\nspec:\n")
+    (tmp_path / "rules.yaml").write_text(re.sub("^  ", "", spec, flags=re.MULTILINE))
+    shutil.copy(MONITORING / "rules_test.yaml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["check rules rules.yaml", "test rules rules_test.yaml"])
+def test_prometheus_agrees_with_the_rules(command: str, rules: Path) -> None:
+    if shutil.which("promtool") is None:
+        do_without("promtool is missing (Debian: prometheus)")
+    judged = subprocess.run(
+        ["promtool", *command.split()], cwd=rules, capture_output=True, text=True, check=False
+    )
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert "SUCCESS" in judged.stdout
+
+
+def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
+    assert used(RULE) <= SERIES
+    for expression in expressions():
+        assert used(expression) <= SERIES, expression
+
+
+def test_every_metric_but_two_is_shown_on_the_dashboard() -> None:
+    shown = set().union(*map(used, expressions())) | used(json.dumps(DASHBOARD["templating"]))
+    # Addresses in use are on the status page; the information is in source_up's label.
+    assert {name for name in SERIES if not name.endswith(("_sum", "_count"))} - shown == {
+        f"{PREFIX}dns_addresses",
+        f"{PREFIX}source_info",
+    }
+
+
+def test_every_alert_has_its_section_in_the_runbook_and_its_test() -> None:
+    sections = re.findall(r"^## (\w+)$", (ROOT / "docs/runbook.md").read_text(), re.MULTILINE)
+    assert sections == ALERTS
+    links = re.findall(r"runbook_url: docs/runbook\.md#(\w+)", RULE)
+    assert links == [alert.lower() for alert in ALERTS]
+    tests = (MONITORING / "rules_test.yaml").read_text()
+    for alert in ALERTS:
+        assert tests.count(alert) >= 2, alert
+
+
+def test_the_metrics_page_is_made_from_the_code() -> None:
+    assert PAGE.read_text() == page(), "run make docs"
