@@ -1,13 +1,14 @@
 """The pod's own addresses: which ones to listen on, and which one remotes see.
 
-`read_interfaces` and `read_down_interfaces` ask the kernel (getifaddrs(3) and netdevice(7), through
-psutil), `ListenPoint.bind` takes a port; the rest is pure.
+`read_…` ask the kernel (getifaddrs(3) and netdevice(7), through psutil; /proc/net/if_inet6),
+`ListenPoint.bind` takes a port; the rest is pure.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
@@ -15,13 +16,16 @@ import psutil
 from egress_proxy.errors import PlatformError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from egress_proxy.variables import Address
 
     Interfaces = Mapping[str, tuple[Address, ...]]
 
 LOOPBACK = "lo"
+
+# linux/if_addr.h
+_IFA_F_PERMANENT = 0x80
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
@@ -53,10 +57,31 @@ def read_down_interfaces(
     return frozenset(name for name, stats in ask().items() if not stats.isup)
 
 
+def read_passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[Address]:
+    """IPv6 addresses that a router on the link has lent, not an admin (RFC 4862)."""
+    try:
+        lines = table.read_text("ascii").splitlines()
+    except FileNotFoundError:
+        # A kernel without IPv6.
+        return frozenset()
+    # Address, interface index, prefix length, scope, flags, name; all but the name in hexadecimal.
+    fields = (line.split() for line in lines)
+    return frozenset(
+        ipaddress.IPv6Address(int(address, 16))
+        for address, _, _, _, flags, _ in fields
+        if not int(flags, 16) & _IFA_F_PERMANENT
+    )
+
+
 def source_addresses(
-    interfaces: Interfaces, egress_interface: str, variable: str
+    interfaces: Interfaces,
+    egress_interface: str,
+    variable: str,
+    passing: Collection[Address] = frozenset(),
 ) -> tuple[Address, ...]:
     """The addresses that remotes see: the egress interface's first global one of each family.
+
+    Those in `passing` are nobody's reservation, and left out.
 
     Raises `PlatformError` when there is none; `variable` is the one that can name another source.
     """
@@ -73,7 +98,7 @@ def source_addresses(
         )
     found: dict[int, Address] = {}
     for address in interfaces[egress_interface]:
-        if not address.is_link_local:
+        if not address.is_link_local and address not in passing:
             found.setdefault(address.version, address)
     if not found:
         raise PlatformError(

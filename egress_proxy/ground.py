@@ -135,7 +135,9 @@ def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]
     if settings.source == "any":
         return {}
     if settings.source == "auto":
-        chosen = addresses.source_addresses(interfaces, settings.interface, SOURCE.name)
+        chosen = addresses.source_addresses(
+            interfaces, settings.interface, SOURCE.name, addresses.read_passing_addresses()
+        )
     else:
         chosen = settings.source
         present = {address for entries in interfaces.values() for address in entries}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyroute2 import IPRoute  # type: ignore[import-untyped]
 
     from tests.support.lab import Lab
+    from tests.support.network import Namespace
     from tests.support.processes import Process
 
 MIB = 1 << 20
@@ -181,3 +182,23 @@ def connected(deployment: Deployment, port: int) -> Iterator[tuple[socket.socket
     client, upstream = deployment.connect(port)
     with client, upstream:
         yield client, upstream
+
+
+def test_a_client_that_vanishes_is_let_go_at_the_idle_timeout(deployment: Deployment) -> None:
+    """Its link is cut, so that neither FIN nor RST ever comes."""
+    process = deployment.start(EGRESS_DNS_PROXY_IDLE_TIMEOUT="500ms")
+    process.wait_for("daemon.ready", listeners=len(ENDPOINTS))
+    with connected(deployment, 80) as (client, upstream):
+        client.sendall(b"still there?")
+        assert upstream.recv(12) == b"still there?"
+        cut(deployment.lab.client)
+        assert process.wait_for("connection.closed")["reason"] == "idle_timeout"
+        with pytest.raises(ConnectionResetError):
+            upstream.recv(1)
+
+
+def cut(namespace: Namespace) -> None:
+    def set_down(ip: IPRoute) -> None:
+        ip.link("set", index=namespace.index("eth0"), state="down")
+
+    namespace.netlink(set_down)

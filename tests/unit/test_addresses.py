@@ -14,11 +14,14 @@ from egress_proxy.addresses import (
     family_of,
     listen_points,
     read_interfaces,
+    read_passing_addresses,
     source_addresses,
 )
 from egress_proxy.errors import PlatformError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from egress_proxy.variables import Address
 
 
@@ -142,3 +145,22 @@ def test_an_address_that_the_egress_interface_shares_is_not_listened_on() -> Non
     pod = {"eth0": addresses("10.128.2.17", "192.0.2.99"), "macvlan0": addresses("192.0.2.99")}
     (address,) = addresses("10.128.2.17")
     assert listen_points(pod, "macvlan0", by_device=False) == (ListenPoint(address, ""),)
+
+
+def test_an_address_that_a_router_has_lent_is_no_source(tmp_path: Path) -> None:
+    """As a kernel writes them: one made from an advertisement, one that was configured."""
+    table = tmp_path / "if_inet6"
+    table.write_text(
+        "20010db8000000000000000000000051 02 40 00 00 macvlan0\n"
+        "20010db8000000000000000000000099 02 40 00 80 macvlan0\n"
+    )
+    passing = read_passing_addresses(table)
+    assert passing == set(addresses("2001:db8::51"))
+    pod = {"macvlan0": addresses("2001:db8::51", "2001:db8::99", "192.0.2.99")}
+    assert source_addresses(pod, "macvlan0", "SOURCE", passing) == addresses(
+        "2001:db8::99", "192.0.2.99"
+    )
+
+
+def test_without_ipv6_no_address_is_lent(tmp_path: Path) -> None:
+    assert read_passing_addresses(tmp_path / "if_inet6") == frozenset()
