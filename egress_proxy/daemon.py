@@ -20,9 +20,9 @@ from egress_proxy import __version__, addresses
 from egress_proxy import settings as run_settings
 from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission, maximum_connections, raise_descriptor_limit
+from egress_proxy.connection import Plant
 from egress_proxy.connector import Connector
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.forwarder import Plant
 from egress_proxy.ground import Ground, choose_sources, families_to_ask_for
 from egress_proxy.health import HealthChecks
 from egress_proxy.pipes import PipePool

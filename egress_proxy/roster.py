@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from egress_proxy.addresses import family_of
+from egress_proxy.connection import Connection, Plant, Rules
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.forwarder import Connection, Forwarder, Plant, Rules
+from egress_proxy.forwarder import Forwarder
 from egress_proxy.names import NameKeeper
 from egress_proxy.records import ConfigReloaded, Reason
 from egress_proxy.settings import LISTEN, SOURCE

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from egress_proxy.admission import Admission
+    from egress_proxy.connection import Listening
     from egress_proxy.forwarder import Forwarder
     from egress_proxy.ground import Ground
     from egress_proxy.roster import Roster
@@ -99,7 +100,7 @@ class Survey:
 
     def _live(self) -> dict[Key, _Live]:
         # There may be many thousands: as little as can be is done for each.
-        by_forwarder: dict[Forwarder, _Live] = {}
+        by_forwarder: dict[Listening, _Live] = {}
         for connection in self._roster.connections():
             forwarder = connection.forwarder
             live = by_forwarder.get(forwarder)
@@ -151,7 +152,7 @@ class Survey:
         return "paused" if self._admission.paused else "listening"
 
 
-def _key(forwarder: Forwarder) -> Key:
+def _key(forwarder: Listening) -> Key:
     return forwarder.destination.port, forwarder.name
 
 

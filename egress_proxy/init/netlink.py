@@ -10,6 +10,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pyroute2 import IPRoute  # type: ignore[import-untyped]
@@ -151,8 +152,9 @@ class Netlink:
                 if result is not None or left_s <= 0:
                     return result
                 if select.select([news], [], [], left_s)[0]:
-                    # What it says is read by `observe`; an overrun would be news as well.
-                    news.recv(1 << 16)
+                    # What it says is read by `observe`; an overrun (ENOBUFS) is news as well.
+                    with suppress(OSError):
+                        news.recv(1 << 16)
 
 
 def _text(error: NetlinkError) -> str:

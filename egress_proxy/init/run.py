@@ -37,7 +37,7 @@ def run(
     is left.
     """
     try:
-        with open_netlink() as netlink:
+        with _opened(open_netlink) as netlink:
             _run(netlink, settings, log, pace)
     except PlatformError as error:
         # No traceback: the problems are all that an admin can use.
@@ -75,7 +75,7 @@ def preview(settings: InitSettings) -> Preview:
 
     Raises `PlatformError` when the network can't be read.
     """
-    with Netlink() as netlink:
+    with _opened(Netlink) as netlink:
         state = observe(netlink)
     present = state.link(settings.interface) is not None
     return Preview(
@@ -85,6 +85,17 @@ def preview(settings: InitSettings) -> Preview:
         problems=find_obstacles(state, settings),
         warnings=find_warnings(state, settings),
     )
+
+
+def _opened(open_netlink: Callable[[], Netlink]) -> Netlink:
+    try:
+        return open_netlink()
+    except OSError as error:
+        problem = Problem(
+            reason=f"can't open a netlink socket: {error.strerror}",
+            cure="use the seccomp profile RuntimeDefault, which allows it",
+        )
+        raise PlatformError(problem) from error
 
 
 def observe(netlink: Netlink) -> State:

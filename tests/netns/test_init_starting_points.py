@@ -138,19 +138,24 @@ def test_no_default_route(lab: Lab) -> None:
         pass
 
 
-def test_a_gateway_that_is_a_link_route(lab: Lab) -> None:
+@pytest.mark.parametrize("onlink", [False, True])
+def test_a_gateway_beyond_every_subnet(lab: Lab, *, onlink: bool) -> None:
+    """On the link by a route of its own, as Calico has it, or by a flag, as others do."""
     oif = eth0(lab)
     own = {"index": oif, "address": POD.v4}
     lab.pod.netlink(lambda ip: ip.addr("del", prefixlen=24, **own))
     lab.pod.netlink(lambda ip: ip.addr("add", prefixlen=32, **own))
     lab.node.configure("pods0", Host.of(f"{LINK_GATEWAY}/32", "2001:db8:0:2::fe/64"))
-    change_routes(
-        lab.pod,
-        ("add", {"dst": f"{LINK_GATEWAY}/32", "oif": oif, "scope": "link"}),
-        ("add", {"dst": "default", "gateway": LINK_GATEWAY, "oif": oif}),
-    )
+    way = {"dst": "default", "gateway": LINK_GATEWAY, "oif": oif}
+    if onlink:
+        change_routes(lab.pod, ("add", {**way, "flags": ["onlink"]}))
+    else:
+        link = {"dst": f"{LINK_GATEWAY}/32", "oif": oif, "scope": "link"}
+        change_routes(lab.pod, ("add", link), ("add", way))
+    [before] = default_routes(lab.pod, 4)
+    assert before.endswith("onlink") == onlink
     init(lab, V4).expect_done()
-    assert f"default via {LINK_GATEWAY} dev eth0 table 1091" in routes(lab.pod)
+    assert {f"{before} table 1091", f"{LINK_GATEWAY} dev eth0"} <= routes(lab.pod)
     assert_works(lab, V4)
 
 

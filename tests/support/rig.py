@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission
+from egress_proxy.connection import Connection, Plant, Rules
 from egress_proxy.connector import Connector, Endpoint
 from egress_proxy.destinations import Destination
-from egress_proxy.forwarder import Connection, Forwarder, Plant, Rules
+from egress_proxy.forwarder import Forwarder
 from egress_proxy.pipes import PipePool
 from egress_proxy.reactor import Reactor
 from egress_proxy.records import ConnectionClosed, Reason, Record

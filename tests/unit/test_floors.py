@@ -145,7 +145,7 @@ def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
         ("errors", "records", "floor 0 imports from floor 1"),
         ("variables", "records", "floor 1 imports from floor 1"),
         ("splice", "connector", "floor 3 imports from floor 3"),
-        ("daemon", "cli", "floor 7 imports from floor 8"),
+        ("daemon", "cli", "floor 8 imports from floor 9"),
         ("daemon", "init.settings", "the daemon does not use init"),
         ("__main__", "init", "the daemon does not use init"),
         ("init.run", "resolver", INIT_RULE),
