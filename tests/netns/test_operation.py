@@ -233,6 +233,27 @@ def test_a_config_map_is_picked_up_by_itself(
             assert upstream.recv(5) == b"still"
 
 
+def test_sessions_of_a_removed_destination_end_in_time(
+    deployment: Deployment, config_map: ConfigMap
+) -> None:
+    proxy = deployment.start(
+        EGRESS_DNS_PROXY_DESTINATION="",
+        EGRESS_DNS_PROXY_DESTINATION_FILE=str(config_map.path),
+        EGRESS_DNS_PROXY_REMOVED_TIMEOUT="100ms",
+    )
+    proxy.wait_for("daemon.ready", listeners=len(ENDPOINTS))
+    kept, kept_upstream = deployment.connect(80)
+    removed, removed_upstream = deployment.connect(100)
+    with kept, kept_upstream, removed, removed_upstream:
+        config_map.update(f"80 {OUTSIDE.v4}\n")
+        proxy.wait_for("config.reloaded", removed=[100, 8443])
+        assert proxy.wait_for("connection.closed", listener=100)["reason"] == "drained"
+        with pytest.raises(ConnectionResetError):
+            removed.recv(1)
+        kept.sendall(b"still")
+        assert kept_upstream.recv(5) == b"still"
+
+
 def test_a_wrong_file_changes_nothing(
     deployment: Deployment, config_map: ConfigMap, from_file: Process
 ) -> None:

@@ -357,3 +357,39 @@ def test_any_environment_gives_settings_or_problems(environ: dict[str, str]) -> 
         found = ()
     assert all(str(problem).isprintable() for problem in found)
     assert all(problem.variable and problem.reason and problem.cure for problem in found)
+
+
+ADMIN_CURE = "write :9153, an address and a port such as 127.0.0.1:9153, or off"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("off", None),
+        (":9100", AdminListen(None, 9100)),
+        ("127.0.0.1:9100", AdminListen(ip_address("127.0.0.1"), 9100)),
+        ("[2001:db8::1]:9100", AdminListen(ip_address("2001:db8::1"), 9100)),
+    ],
+)
+def test_where_the_admin_port_may_be(text: str, value: AdminListen | None) -> None:
+    assert read_settings({**GOOD, f"{P}ADMIN_LISTEN": text}).admin_listen == value
+
+
+@pytest.mark.parametrize("text", ["9153", ":0", ":65536", "127.0.0.1", "::1:9153", ":٣", "on"])
+def test_where_it_may_not_be(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({**GOOD, f"{P}ADMIN_LISTEN": text})
+    assert str(caught.value) == (
+        f"{P}ADMIN_LISTEN: {text!r}: not an address and a port; {ADMIN_CURE}"
+    )
+
+
+def test_a_destination_is_not_on_the_admin_port() -> None:
+    text = {f"{P}DESTINATION": "80 192.0.2.1\n9153 192.0.2.1\n"}
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(text)
+    assert str(caught.value) == (
+        f"{P}DESTINATION line 2: '9153': health and metrics are on this port; "
+        f"use another port, or set {P}ADMIN_LISTEN"
+    )
+    assert len(read_settings({**text, f"{P}ADMIN_LISTEN": "off"}).destinations) == 2
