@@ -22,7 +22,12 @@ EXAMPLES = ("pod-privileged", "pod-least-privilege")
 # and the newest that the package knows.
 VERSIONS = ("1.25", "1.27", "1.31", kubernetes_validate.latest_version())
 # Defined by operators; Kubernetes has no schema for them.
-FOREIGN = {"NetworkAttachmentDefinition", "PodMonitor", "SecurityContextConstraints"}
+FOREIGN = {
+    "NetworkAttachmentDefinition",
+    "PodMonitor",
+    "PrometheusRule",
+    "SecurityContextConstraints",
+}
 ADMIN_PORT = 9153
 
 
