@@ -32,7 +32,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 def family_of(address: Address) -> socket.AddressFamily:
     """AF_INET or AF_INET6."""
-    return socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
+    return socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004 - IPv6
 
 
 def read_interfaces(

@@ -188,7 +188,7 @@ def _parse_line(line: str, number: int, denials: Denials) -> Destination | None:
             raise RefusedError(
                 f"{reason} is never connected to", "write the remote host's own address", fields[1]
             )
-    remote_port = _parse_port(fields[2], "the remote port") if len(fields) > 2 else port  # noqa: PLR2004
+    remote_port = _parse_port(fields[2], "the remote port") if len(fields) > 2 else port  # noqa: PLR2004 - said above
     return Destination(port, host, remote_port, number)
 
 
@@ -218,7 +218,7 @@ def _parse_port(field: str, what: str) -> int:
     if digits and len(field) > 1 and field.startswith("0"):
         raise RefusedError(f"{what} begins with a zero", "write it without", field)
     # Six digits are enough to judge a port, and keep int() linear in the text.
-    if not digits or not 1 <= int(field[:6]) <= 65535:  # noqa: PLR2004
+    if not digits or not 1 <= int(field[:6]) <= 65535:  # noqa: PLR2004 - the last port
         raise RefusedError(f"{what} is not a number from 1 to 65535", "write it in digits", field)
     return int(field)
 

@@ -168,4 +168,4 @@ def families_to_ask_for(sources: Mapping[int, str], interfaces: Interfaces) -> s
         for address in entries
         if not (address.is_loopback or address.is_link_local)
     }
-    return {socket.AF_INET} | ({socket.AF_INET6} if 6 in versions else set())  # noqa: PLR2004
+    return {socket.AF_INET} | ({socket.AF_INET6} if 6 in versions else set())  # noqa: PLR2004 - IPv6

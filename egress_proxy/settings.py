@@ -134,9 +134,9 @@ def _parse_nameserver(entry: str) -> str:
         raise RefusedError(error.reason, error.cure, entry) from None
     if not port:
         port = "53"
-    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):  # noqa: PLR2004
+    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):  # noqa: PLR2004 - ports
         raise RefusedError("not a port of a name server", "write a number from 1 to 65535", entry)
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IPv6
 
 
 def _parse_admin_listen(text: str) -> AdminListen | None:
@@ -145,7 +145,7 @@ def _parse_admin_listen(text: str) -> AdminListen | None:
         return None
     cure = "write :9153, an address and a port such as 127.0.0.1:9153, or off"
     match = _ENDPOINT.fullmatch(text)
-    if match is None or not 1 <= int(match["port"]) <= 65535:  # noqa: PLR2004
+    if match is None or not 1 <= int(match["port"]) <= 65535:  # noqa: PLR2004 - ports
         raise RefusedError("not an address and a port", cure)
     host = match["six"] or match["four"]
     return AdminListen(

@@ -41,7 +41,7 @@ def run(
             _run(netlink, settings, log, pace)
     except PlatformError as error:
         # No traceback: the problems are all that an admin can use.
-        log.error("init.failed", problems=list(map(str, error.problems)))  # noqa: TRY400
+        log.error("init.failed", problems=list(map(str, error.problems)))  # noqa: TRY400 - see above
         raise
 
 
