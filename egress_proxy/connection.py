@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, Race
-from egress_proxy.reactor import ERROR
+from egress_proxy.reactor import ERROR, IN
 from egress_proxy.records import ConnectionClosed, Observer, Reason
 from egress_proxy.splice import Relay, reset_on_close
 
@@ -73,7 +73,7 @@ class Listening(Protocol):
     upstreams: Upstreams
     on_all_failed: Callable[[], None]
 
-    def allows(self, client_address: str) -> bool: ...
+    def allows(self, client_address: Sequence[object]) -> bool: ...
 
 
 class Connection:
@@ -135,23 +135,29 @@ class Connection:
         return self._address
 
     def begin(self) -> None:
-        """Connect to the destination; the client's octets wait in the kernel meanwhile."""
+        """Wait for the client's first event: at once, it can be written to."""
         plant = self._forwarder.plant
         plant.admission.enter()
         plant.engine.reactor.watch(self._client, self)
         plant.wheel.enter(self, ATTEMPT_DELAY_S)
-        if not self._forwarder.allows(str(self._client_address[0])):
+        if not self._forwarder.allows(self._client_address):
             self._refuse(Reason.DENIED_CLIENT)
-            return
-        endpoints = self._forwarder.upstreams.in_order(plant.engine.reactor.now)
-        self._race = Race(plant.connector, endpoints, self)
-        self._race.start_next()
 
     def ready(self, events: int) -> None:
-        """The client has done something while its upstream is still being connected."""
+        """The client has done something while it has no upstream yet."""
         self._client_events |= events
         if events & ERROR:
             self._refuse(Reason.CLIENT_GONE)
+        elif self._race is None:
+            self._connect()
+
+    def _connect(self) -> None:
+        """Connect to the destination; the client's octets wait in the kernel meanwhile."""
+        plant = self._forwarder.plant
+        endpoints = self._forwarder.upstreams.in_order(plant.engine.reactor.now)
+        client_has_spoken = bool(self._client_events & IN)
+        self._race = Race(plant.connector, endpoints, self, speaks_first=client_has_spoken)
+        self._race.start_next()
 
     def fail(self) -> None:
         self.abort(Reason.ERROR)
@@ -187,15 +193,17 @@ class Connection:
             self._check_idle(self._relay)
 
     def _hurry(self) -> None:
-        race = self._race
+        wheel, race = self._forwarder.plant.wheel, self._race
         if race is None:
+            # The event loop was held up: the client's first event is still to come.
+            wheel.enter(self, ATTEMPT_DELAY_S)
             return
         left_s = self._accepted_at + self._forwarder.rules.connect_timeout_s - monotonic()
-        if left_s <= 0:
+        if left_s > 0:
+            wheel.enter(self, min(ATTEMPT_DELAY_S, left_s))
+            race.start_next()
+        else:
             race.time_out()
-            return
-        self._forwarder.plant.wheel.enter(self, min(ATTEMPT_DELAY_S, left_s))
-        race.start_next()
 
     def _check_idle(self, relay: Relay) -> None:
         rules = self._forwarder.rules

@@ -28,6 +28,10 @@ _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 # The kernel cuts it down to net.core.somaxconn (listen(2)).
 _BACKLOG = 4096
 
+# Clients taken at once: the same thing four times in a row costs less, and who is connected already
+# waits no longer than that.
+_ACCEPTS = 4
+
 
 class Forwarder:
     """Listens for one destination.
@@ -157,27 +161,30 @@ class Forwarder:
         if not self.plant.admission.paused:
             self.pause()
 
-    def accept(self, listener: socket.SocketType) -> None:
-        """Take one client out of the backlog, if one is still there."""
+    def accept(self, listener: socket.SocketType) -> bool:
+        """Take one client out of the backlog, if one is there; whether to look for another."""
         try:
             # socket.accept() would wrap the socket in a slower class, at twice the cost.
             fd, client_address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001 - see above
-        except (BlockingIOError, ConnectionAbortedError):
-            return
+        except BlockingIOError:
+            return False
+        except ConnectionAbortedError:
+            return True
         except OSError as error:
             if error.errno not in EXHAUSTED:
                 raise
             self.plant.admission.exhausted(error.errno)
-            return
+            return False
         client = socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd)
         client.setblocking(False)  # noqa: FBT003 - the method has no keyword
         Connection(self, client, client_address).begin()
+        return not self.plant.admission.paused
 
-    def allows(self, client_address: str) -> bool:
+    def allows(self, client_address: Sequence[object]) -> bool:
         networks = self.rules.allow_clients
         if not networks:
             return True
-        address = ipaddress.ip_address(client_address)
+        address = ipaddress.ip_address(str(client_address[0]))
         return any(address in network for network in networks)
 
 
@@ -195,7 +202,10 @@ class _Acceptor:
         self._sock = sock
 
     def ready(self, _events: int) -> None:
-        self._forwarder.accept(self._sock)
+        accept = self._forwarder.accept
+        for _ in range(_ACCEPTS):
+            if not accept(self._sock):
+                return
 
     def fail(self) -> None:
         """The listener goes on: nothing of it is broken."""

@@ -64,6 +64,7 @@ class Reactor:
         self._watchers: dict[int, Watcher] = {}
         self._again: list[Watcher] = []
         self._closing: list[socket.SocketType] = []
+        self._in_batch = False
         self.now = monotonic()
         loop.add_reader(self._epoll.fileno(), self._run)
 
@@ -91,7 +92,7 @@ class Reactor:
     def close(self, sock: socket.SocketType) -> None:
         """Forget `sock`, and close it once this batch is done."""
         del self._watchers[sock.fileno()]
-        if not self._closing:
+        if not (self._in_batch or self._closing):
             self._loop.call_soon(self._close_sockets)
         self._closing.append(sock)
 
@@ -107,22 +108,31 @@ class Reactor:
         self._epoll.close()
 
     def _run(self) -> None:
-        for _ in range(_BATCHES):
-            batch = self._epoll.poll(0, _BATCH)
-            self.now = monotonic()
-            for fd, events in batch:
-                watcher = self._watchers.get(fd)
-                if watcher is not None:
-                    try:
-                        watcher.ready(events)
-                    except Exception as error:  # noqa: BLE001 - one connection's defect is its own
-                        self._report(error)
-                        watcher.fail()
-            if self._closing:
-                self._close_sockets()
-            # Under load, looking again is cheaper than a turn of the event loop, which looks too.
-            if len(batch) < _BUSY:
-                return
+        self._in_batch = True
+        try:
+            for _ in range(_BATCHES):
+                batch = self._epoll.poll(0, _BATCH)
+                self.now = monotonic()
+                self._dispatch(batch)
+                if self._closing:
+                    self._close_sockets()
+                # Under load, looking again is cheaper than a turn of the event loop, which looks
+                # too.
+                if len(batch) < _BUSY:
+                    return
+        finally:
+            self._in_batch = False
+
+    def _dispatch(self, batch: list[tuple[int, int]]) -> None:
+        find = self._watchers.get
+        for fd, events in batch:
+            watcher = find(fd)
+            if watcher is not None:
+                try:
+                    watcher.ready(events)
+                except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+                    self._report(error)
+                    watcher.fail()
 
     def _run_again(self) -> None:
         self.now = monotonic()

@@ -49,6 +49,9 @@ _ROUNDS = 16
 # SO_LINGER {on, 0 s}: close(2) sends a RST (socket(7)).
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
+# As an int: a flag of the enum costs more to pass.
+_MORE = int(socket.MSG_MORE)
+
 # How long to wait before asking again whether the peer has acknowledged everything.
 _FLUSH_POLL_S = 0.005
 _FLUSH_POLL_MAX_S = 0.25
@@ -127,7 +130,8 @@ class Relay:
         reactor.pass_on(self._client, self.up)
         reactor.pass_on(self._upstream, self.down)
         self.up.ready(client_events)
-        if not self.ended:
+        # That an upstream can be written to is no news.
+        if upstream_events != OUT and not self.ended:
             self.down.ready(upstream_events)
 
     @property
@@ -180,10 +184,8 @@ class Relay:
         self.ended = True
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self.up.stop()
-        self.down.stop()
-        self.up.let_go()
-        self.down.let_go()
+        self.up.end()
+        self.down.end()
         self.engine.reactor.close(self._client)
         self.engine.reactor.close(self._upstream)
         self._owner.relay_ended(reason)
@@ -254,10 +256,10 @@ class Flow:
             if events & URGENT:
                 self._short_read_drains = self._bulk = False
         if events & OUT and self.opposite.blocked:
-            self.opposite.move()
+            self.opposite.resume()
         if events & IN:
             self._readable = True
-        if self._readable and not self.blocked:
+        if self._readable and self.open and not self.blocked:
             self.move()
 
     def fail(self) -> None:
@@ -276,6 +278,11 @@ class Flow:
         elif not self.blocked:
             self.move()
 
+    def resume(self) -> None:
+        """Go on: the sink takes octets again."""
+        if self._deliver_held() and self._readable and self.open:
+            self.move()
+
     def stop(self) -> None:
         """Move nothing more, and give up what is held."""
         self.open = False
@@ -286,17 +293,22 @@ class Flow:
             self._pipe = None
             self._piped = 0
 
-    def let_go(self) -> None:
-        """Break the circle of references: the garbage collector has none to look for then."""
+    def end(self) -> None:
+        """Stop, and break the circle of references, so that no garbage collector has to."""
+        if self.blocked:
+            self.stop()
+        self.open = False
         del self.opposite, self._relay
 
     def move(self) -> None:  # noqa: C901, PLR0911, PLR0912 - the hot path: a call more costs 2 %
-        """Move octets until the source is drained, the sink is full, or others want a turn."""
-        if self.blocked and not self._deliver_held():
-            return
-        for _ in range(_ROUNDS):
-            if not (self._readable and self.open):
-                return
+        """Move octets until the source is drained, the sink is full, or others want a turn.
+
+        Nothing is held, and the flow is open.
+        """
+        relay = self._relay
+        rounds = _ROUNDS
+        while rounds:
+            rounds -= 1
             if self._bulk:
                 if not self._splice():
                     return
@@ -307,25 +319,26 @@ class Flow:
                 self._readable = False
                 return
             except OSError:
-                self._relay.broken(self)
+                relay.broken(self)
                 return
-            if count == 0:
+            if not count:
                 self._end_reached()
                 return
-            drained = count < _READ and self._short_read_drains
-            if drained:
-                self._readable = self._source_finished
-            elif count == _READ:
-                self._bulk = self._short_read_drains
+            if count < _READ and self._short_read_drains:
+                drained = True
+                last = self._readable = self._source_finished
+            else:
+                drained = last = False
+                self._bulk = count == _READ and self._short_read_drains
             try:
-                taken = self.sink.send(_BUFFER[:count])
+                # The last octets wait for the FIN that follows at once: one segment for both.
+                taken = self.sink.send(_BUFFER[:count], _MORE if last else 0)
             except BlockingIOError:
                 taken = 0
             except OSError:
                 self.opposite.source_broke()
                 return
             self.count += taken
-            relay = self._relay
             relay.touched = relay.reactor.now
             if taken < count:
                 # A copy: the shared buffer is another flow's next.
@@ -333,10 +346,10 @@ class Flow:
                 self.blocked = True
                 return
             if drained:
-                if self._source_finished:
+                if last:
                     relay.finished(self)
                 return
-        self._relay.engine.reactor.again(self)
+        relay.reactor.again(self)
 
     def _end_reached(self) -> None:
         # The error of a broken socket is told once, perhaps to a send; recv then says 0.

@@ -63,7 +63,9 @@ class Wheel:
 
     def enter(self, member: Timed, delay_s: float) -> None:
         """Call ``member.due()`` in `delay_s` seconds at the earliest."""
-        tick = max(int((self._loop.time() + delay_s) / self._tick_s), self._done) + 1
+        tick = int((self._loop.time() + delay_s) / self._tick_s) + 1
+        if tick <= self._done:
+            tick = self._done + 1
         member.tick = tick
         bucket = self._buckets.get(tick)
         if bucket is None:

@@ -89,7 +89,7 @@ class SilentUpstream:
 
 async def connecting_client(rig: Rig) -> Peer:
     client = await rig.client()
-    while rig.admission.active == 0:
+    while not rig.racing:
         await turns()
     return client
 
@@ -122,6 +122,32 @@ async def test_connecting_client_resets() -> None:
         (record,) = await rig.recorder.wait_closed()
     assert record.reason is Reason.CLIENT_GONE
     assert (record.attempts, record.connect_s) == (1, None)
+
+
+async def test_a_port_scan_reaches_no_upstream() -> None:
+    """SYN, ACK, RST: the client is gone before the proxy has looked at it."""
+    async with Rig() as rig:
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
+        client.reset()
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is Reason.CLIENT_GONE
+    assert record.attempts == 0
+
+
+async def test_time_passes_before_the_first_event_of_a_client() -> None:
+    """As when the event loop is held up between the two."""
+    async with Rig() as rig:
+        client = await rig.client()
+        while not rig.connections:
+            await turns()
+        (connection,) = rig.connections
+        assert not rig.racing
+        rig.wheel.leave(connection)
+        connection.due()
+        upstream = await rig.upstream()
+        await client.send(b"still here?")
+        assert await upstream.receive(11) == b"still here?"
 
 
 async def test_connecting_upstream_is_silent_until_the_timeout() -> None:

@@ -63,6 +63,20 @@ async def test_beyond_the_maximum_clients_wait_in_the_backlog() -> None:
     assert kinds.count(ListenersPaused) == kinds.count(ListenersResumed) == 1
 
 
+async def test_clients_that_come_together_are_no_more_than_the_maximum() -> None:
+    async with Rig(maximum=2) as rig:
+        clients = [rig.unconnected_client() for _ in range(5)]
+        for client in clients:
+            client.sock.connect_ex(rig.address)
+        most = 0
+        for count in range(1, len(clients) + 1):
+            upstream = await rig.listener.accept()
+            most = max(most, rig.admission.active)
+            upstream.reset()
+            await rig.recorder.wait_closed(count)
+    assert most == 2
+
+
 async def test_out_of_descriptors_listeners_rest_and_come_back() -> None:
     """Established pairs go on meanwhile, hardly any time is spent, and nothing is lost."""
     async with Rig() as rig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +65,47 @@ async def test_half_close_leaves_the_other_direction_open(first: str) -> None:
         assert await one.receive_all() == (b"", False)
         (record,) = await rig.recorder.wait_closed()
     assert record.reason is Reason.FINISHED
+
+
+async def test_the_last_octets_and_the_fin_are_one_segment() -> None:
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        before = segments_in(client)
+        # Without a turn of the loop in between: the proxy finds both at once.
+        upstream.send_what_fits(b"answer")
+        upstream.finish()
+        assert await client.receive_all() == (b"answer", False)
+        assert segments_in(client) == before + 1
+
+
+async def test_the_first_octets_complete_the_handshake() -> None:
+    """The ACK that would come before them is a segment less."""
+    async with Rig() as rig:
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
+        client.send_what_fits(b"question")
+        upstream = await rig.upstream()
+        assert await upstream.receive(8) == b"question"
+        assert segments_in(upstream) == SYN + 1
+
+
+async def test_an_upstream_that_speaks_first_is_heard_at_once() -> None:
+    """Its handshake is complete although the client has nothing to say."""
+    async with Rig() as rig:
+        client, upstream = await rig.pair()
+        assert segments_in(upstream) == SYN + 1
+        await upstream.send(b"220 ready")
+        assert await client.receive(9) == b"220 ready"
+
+
+# A passive socket counts its SYN too (tcp_create_openreq_child in net/ipv4/tcp_minisocks.c).
+SYN = 1
+
+
+def segments_in(peer: Peer) -> int:
+    """Segments that `peer` has received: tcpi_segs_in, at 140 in struct tcp_info (linux/tcp.h)."""
+    info = peer.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    return int.from_bytes(info[140:144], sys.byteorder)
 
 
 async def test_a_slow_reader_stalls_its_sender() -> None:

@@ -38,8 +38,8 @@ TICK_S = 0.02
 class SmallConnector(Connector):
     """Sockets whose send buffers a test can fill."""
 
-    def open(self, endpoint: Endpoint) -> socket.SocketType:
-        sock = super().open(endpoint)
+    def open(self, endpoint: Endpoint, *, speaks_first: bool = False) -> socket.SocketType:
+        sock = super().open(endpoint, speaks_first=speaks_first)
         shrink(sock)
         return sock
 
@@ -149,10 +149,13 @@ class Rig:
 
     async def pair(self) -> tuple[Peer, Peer]:
         """A client and the upstream that it was connected to."""
-        client = await self.client()
-        upstream = await self.listener.accept()
-        self._peers.append(upstream)
-        return client, upstream
+        return await self.client(), await self.upstream()
+
+    async def upstream(self) -> Peer:
+        """The upstream that the next client was connected to."""
+        peer = await self.listener.accept()
+        self._peers.append(peer)
+        return peer
 
     def abort_all(self) -> None:
         for connection in self.wheel:
@@ -161,6 +164,11 @@ class Rig:
     @property
     def connections(self) -> list[Connection]:
         return [member for member in self.wheel if isinstance(member, Connection)]
+
+    @property
+    def racing(self) -> bool:
+        """Whether a client's upstream is being connected."""
+        return any(connection._race is not None for connection in self.connections)
 
     @property
     def relay(self) -> Relay | None:
