@@ -32,8 +32,8 @@ URGENT = select.EPOLLPRI
 
 _EDGES = IN | OUT | PEER_FINISHED | URGENT | select.EPOLLET
 
-# Events taken at once.
-_BATCH = 256
+# Events taken at once; the list for more would come from a slower part of malloc.
+_BATCH = 64
 # How many batches before the event loop has its turn, and how many events make it worth while.
 _BATCHES = 8
 _BUSY = 2
@@ -46,6 +46,17 @@ class Watcher(Protocol):
 
     def fail(self) -> None:
         """End the connection in which `ready` raised."""
+
+
+class _Nobody:
+    """Watches sockets that are closed or unwatched, whose events may still wait in the batch."""
+
+    def ready(self, events: int) -> None: ...
+
+    def fail(self) -> None: ...
+
+
+_NOBODY = _Nobody()
 
 
 class Reactor:
@@ -61,7 +72,8 @@ class Reactor:
         self._loop = loop
         self._report = report
         self._epoll = select.epoll()
-        self._watchers: dict[int, Watcher] = {}
+        # By descriptor.
+        self._watchers: list[Watcher] = []
         self._again: list[Watcher] = []
         self._closing: list[socket.SocketType] = []
         self._in_batch = False
@@ -70,19 +82,22 @@ class Reactor:
 
     def watch(self, sock: socket.SocketType, watcher: Watcher) -> None:
         """Tell `watcher` of each change of `sock`, from now on; its present state is a change."""
-        fd = sock.fileno()
-        self._watchers[fd] = watcher
-        self._epoll.register(fd, _EDGES)
+        self._register(sock, watcher, _EDGES)
 
     def watch_listener(self, sock: socket.SocketType, watcher: Watcher) -> None:
         """Tell `watcher` as long as clients are waiting in the listening socket's backlog."""
-        fd = sock.fileno()
-        self._watchers[fd] = watcher
-        self._epoll.register(fd, IN)
+        self._register(sock, watcher, IN)
+
+    def _register(self, sock: socket.SocketType, watcher: Watcher, events: int) -> None:
+        fd, watchers = sock.fileno(), self._watchers
+        while fd >= len(watchers):
+            watchers.append(_NOBODY)
+        watchers[fd] = watcher
+        self._epoll.register(fd, events)
 
     def unwatch(self, sock: socket.SocketType) -> None:
         fd = sock.fileno()
-        del self._watchers[fd]
+        self._watchers[fd] = _NOBODY
         self._epoll.unregister(fd)
 
     def pass_on(self, sock: socket.SocketType, watcher: Watcher) -> None:
@@ -91,7 +106,7 @@ class Reactor:
 
     def close(self, sock: socket.SocketType) -> None:
         """Forget `sock`, and close it once this batch is done."""
-        del self._watchers[sock.fileno()]
+        self._watchers[sock.fileno()] = _NOBODY
         if not (self._in_batch or self._closing):
             self._loop.call_soon(self._close_sockets)
         self._closing.append(sock)
@@ -124,15 +139,13 @@ class Reactor:
             self._in_batch = False
 
     def _dispatch(self, batch: list[tuple[int, int]]) -> None:
-        find = self._watchers.get
+        watchers = self._watchers
         for fd, events in batch:
-            watcher = find(fd)
-            if watcher is not None:
-                try:
-                    watcher.ready(events)
-                except Exception as error:  # noqa: BLE001 - one connection's defect is its own
-                    self._report(error)
-                    watcher.fail()
+            try:
+                watchers[fd].ready(events)
+            except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+                self._report(error)
+                watchers[fd].fail()
 
     def _run_again(self) -> None:
         self.now = monotonic()

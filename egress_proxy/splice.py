@@ -308,10 +308,10 @@ class Flow:
         relay = self._relay
         rounds = _ROUNDS
         while rounds:
-            rounds -= 1
             if self._bulk:
                 if not self._splice():
                     return
+                rounds -= 1
                 continue
             try:
                 count = self._source.recv_into(_BUFFER)
@@ -349,6 +349,7 @@ class Flow:
                 if last:
                     relay.finished(self)
                 return
+            rounds -= 1
         relay.reactor.again(self)
 
     def _end_reached(self) -> None:
