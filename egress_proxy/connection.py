@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, Race
 from egress_proxy.reactor import ERROR, IN
 from egress_proxy.records import ConnectionClosed, Observer, Reason
-from egress_proxy.splice import Relay, reset_on_close
+from egress_proxy.relay import Relay, reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from egress_proxy.admission import Admission
     from egress_proxy.connector import Connector, Endpoint, Upstreams
     from egress_proxy.destinations import Destination
-    from egress_proxy.splice import Engine
+    from egress_proxy.relay import Engine
     from egress_proxy.variables import Address, Network
     from egress_proxy.wheel import Wheel
 

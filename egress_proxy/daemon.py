@@ -38,10 +38,10 @@ from egress_proxy.records import (
     Reason,
     Record,
 )
+from egress_proxy.relay import Engine
 from egress_proxy.reload import Reload
 from egress_proxy.resolver import Resolver
 from egress_proxy.roster import Roster, bind_problem
-from egress_proxy.splice import Engine
 from egress_proxy.survey import Survey
 from egress_proxy.tally import Tally
 from egress_proxy.wheel import Wheel

@@ -1,16 +1,9 @@
-"""The relay of one pair of sockets: every octet, in order, and every ending as it happened.
+"""One direction of a relay: every octet, in order.
 
-A `Relay` is two `Flow` values, one a direction. A flow reads its source and writes its sink; what
-the sink does not take at once is held, and while anything is held the flow reads nothing more, so
-a slow reader stalls its sender through TCP itself. Small amounts are copied through one buffer
-that all flows share; a flow that fills it moves its bulk with splice(2) through a kernel pipe.
-
-How a direction ends:
-
-- The source's FIN, after everything before it, becomes a FIN to the sink; the other direction
-  goes on (RFC 9293 section 3.6). When both directions have finished, so has the relay.
-- A socket that breaks (RST, or no answer any more) gives up what is still for it; what it sent
-  before is delivered to the other side, acknowledged, and followed by a RST.
+A `Flow` reads its source and writes its sink; what the sink does not take at once is held, and
+while anything is held the flow reads nothing more, so a slow reader stalls its sender through TCP
+itself. Small amounts are copied through one buffer that all flows share; a flow that fills it
+moves its bulk with splice(2) through a kernel pipe.
 
 The verdict "finished" is recv's alone: splice(2) says 0 also for octets that it can't move, such
 as urgent data, which is relayed in place with the rest (RFC 6093 section 6).
@@ -18,21 +11,14 @@ as urgent data, which is relayed in place with the rest (RFC 6093 section 6).
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import struct
-import sys
-import termios
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.reactor import ERROR, IN, OUT, PEER_FINISHED, URGENT
 from egress_proxy.records import Reason
 
 if TYPE_CHECKING:
-    import asyncio
-
     from egress_proxy.pipes import Pipe, PipePool
     from egress_proxy.reactor import Reactor
 
@@ -46,149 +32,32 @@ _WORTH_SPLICING = 16 * 1024
 # How many buffers or pipes one flow moves before the other connections have their turn.
 _ROUNDS = 16
 
-# SO_LINGER {on, 0 s}: close(2) sends a RST (socket(7)).
-_LINGER_RESET = struct.pack("ii", 1, 0)
-
 # As an int: a flag of the enum costs more to pass.
 _MORE = int(socket.MSG_MORE)
-
-# How long to wait before asking again whether the peer has acknowledged everything.
-_FLUSH_POLL_S = 0.005
-_FLUSH_POLL_MAX_S = 0.25
-
 
 _UNUSUAL = ERROR | URGENT | PEER_FINISHED
 
 
-class Owner(Protocol):
-    """Whoever owns a relay; told once."""
+class Pair(Protocol):
+    """What a flow is one direction of: told how the direction ends.
 
-    def relay_ended(self, reason: Reason) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """What all relays share."""
-
-    loop: asyncio.AbstractEventLoop
-    reactor: Reactor
-    pipes: PipePool
-
-
-def reset_on_close(sock: socket.SocketType) -> None:
-    """Make the close of `sock` a RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-
-
-class Relay:
-    """Both directions between `client` and `upstream`, two connected non-blocking sockets.
-
-    Both must have SO_OOBINLINE set and be watched already. `touched` is the reactor's time at
-    which an octet or a FIN moved last; `cause` says which side broke first, if one did.
+    `touched` is the reactor's time at which an octet or a FIN moved last; `cause` says which side
+    broke first, if one did.
     """
 
-    __slots__ = (
-        "_client",
-        "_flush_timer",
-        "_owner",
-        "_resetting",
-        "_upstream",
-        "cause",
-        "down",
-        "ended",
-        "engine",
-        "reactor",
-        "touched",
-        "up",
-    )
-
-    def __init__(
-        self,
-        engine: Engine,
-        client: socket.SocketType,
-        upstream: socket.SocketType,
-        owner: Owner,
-    ) -> None:
-        self.engine = engine
-        self._client = client
-        self._upstream = upstream
-        self._owner = owner
-        self.reactor = engine.reactor
-        self._resetting = False
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self.cause: Reason | None = None
-        self.ended = False
-        self.touched = engine.reactor.now
-        self.up = Flow(self, client, upstream, Reason.CLIENT_RESET)
-        self.down = Flow(self, upstream, client, Reason.UPSTREAM_RESET)
-        self.up.opposite = self.down
-        self.down.opposite = self.up
-
-    def start(self, client_events: int, upstream_events: int) -> None:
-        """Take over both sockets, with the events that they have had so far."""
-        reactor = self.engine.reactor
-        reactor.pass_on(self._client, self.up)
-        reactor.pass_on(self._upstream, self.down)
-        self.up.ready(client_events)
-        # That an upstream can be written to is no news.
-        if upstream_events != OUT and not self.ended:
-            self.down.ready(upstream_events)
-
-    @property
-    def half_closed(self) -> bool:
-        """Whether a direction has ended."""
-        return not (self.up.open and self.down.open)
-
-    def abort(self, reason: Reason) -> None:
-        """End both sides with a RST, now; a side that has broken before is the true reason."""
-        if not self.ended:
-            reset_on_close(self._client)
-            reset_on_close(self._upstream)
-            self._end(self.cause or reason)
+    reactor: Reactor
+    pipes: PipePool
+    touched: float
+    cause: Reason | None
 
     def finished(self, flow: Flow) -> None:
         """`flow` has read its source's FIN and delivered everything before it."""
-        flow.open = False
-        if not flow.opposite.open:
-            # Closing sends the FIN that is still due.
-            self._end(Reason.FINISHED)
-            return
-        self.touched = self.engine.reactor.now
-        try:
-            flow.sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            flow.opposite.source_broke()
 
     def broken(self, flow: Flow) -> None:
         """`flow`'s source is broken, and what it sent is on its way: let a RST follow."""
-        flow.open = False
-        self.cause = self.cause or flow.reset_reason
-        if self._resetting:
-            # The other side has broken too: there is no ACK to wait for.
-            self.abort(self.cause)
-        else:
-            self._resetting = True
-            self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
 
-    def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:
-        # A RST makes both kernels drop what is under way, so it waits for the sink's ACKs. No
-        # event tells of them; the idle timer bounds the wait.
-        if _unacknowledged(sink):
-            self._flush_timer = self.engine.loop.call_later(
-                delay_s, self._reset_once_acknowledged, sink, min(2 * delay_s, _FLUSH_POLL_MAX_S)
-            )
-        else:
-            self.abort(Reason.ERROR)
-
-    def _end(self, reason: Reason) -> None:
-        self.ended = True
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-        self.up.end()
-        self.down.end()
-        self.engine.reactor.close(self._client)
-        self.engine.reactor.close(self._upstream)
-        self._owner.relay_ended(reason)
+    def abort(self, reason: Reason) -> None:
+        """End both sides with a RST, now."""
 
 
 class Flow:
@@ -201,10 +70,10 @@ class Flow:
     __slots__ = (
         "_bulk",
         "_held",
+        "_pair",
         "_pipe",
         "_piped",
         "_readable",
-        "_relay",
         "_short_read_drains",
         "_source",
         "_source_broken",
@@ -221,12 +90,12 @@ class Flow:
 
     def __init__(
         self,
-        relay: Relay,
+        pair: Pair,
         source: socket.SocketType,
         sink: socket.SocketType,
         reset_reason: Reason,
     ) -> None:
-        self._relay = relay
+        self._pair = pair
         self._source = source
         self.sink = sink
         self.reset_reason = reset_reason
@@ -263,18 +132,18 @@ class Flow:
             self.move()
 
     def fail(self) -> None:
-        self._relay.abort(Reason.ERROR)
+        self._pair.abort(Reason.ERROR)
 
     def source_broke(self) -> None:
         """Nothing can reach the source any more; what it sent before may still be unread."""
         self.opposite.stop()
-        self._relay.cause = self._relay.cause or self.reset_reason
+        self._pair.cause = self._pair.cause or self.reset_reason
         self._source_broken = True
         # Read on until recv itself says that there is no more.
         self._short_read_drains = False
         self._readable = True
         if not self.open:
-            self._relay.broken(self)
+            self._pair.broken(self)
         elif not self.blocked:
             self.move()
 
@@ -289,7 +158,7 @@ class Flow:
         self.blocked = False
         self._held = None
         if self._pipe is not None:
-            self._relay.engine.pipes.give_back(self._pipe, empty=False)
+            self._pair.pipes.give_back(self._pipe, empty=False)
             self._pipe = None
             self._piped = 0
 
@@ -298,14 +167,14 @@ class Flow:
         if self.blocked:
             self.stop()
         self.open = False
-        del self.opposite, self._relay
+        del self.opposite, self._pair
 
     def move(self) -> None:  # noqa: C901, PLR0911, PLR0912 - the hot path: a call more costs 2 %
         """Move octets until the source is drained, the sink is full, or others want a turn.
 
         Nothing is held, and the flow is open.
         """
-        relay = self._relay
+        pair = self._pair
         rounds = _ROUNDS
         while rounds:
             if self._bulk:
@@ -319,7 +188,7 @@ class Flow:
                 self._readable = False
                 return
             except OSError:
-                relay.broken(self)
+                pair.broken(self)
                 return
             if not count:
                 self._end_reached()
@@ -339,7 +208,7 @@ class Flow:
                 self.opposite.source_broke()
                 return
             self.count += taken
-            relay.touched = relay.reactor.now
+            pair.touched = pair.reactor.now
             if taken < count:
                 # A copy: the shared buffer is another flow's next.
                 self._held = memoryview(bytes(_BUFFER[taken:count]))
@@ -347,17 +216,17 @@ class Flow:
                 return
             if drained:
                 if last:
-                    relay.finished(self)
+                    pair.finished(self)
                 return
             rounds -= 1
-        relay.reactor.again(self)
+        pair.reactor.again(self)
 
     def _end_reached(self) -> None:
         # The error of a broken socket is told once, perhaps to a send; recv then says 0.
         if self._source_broken:
-            self._relay.broken(self)
+            self._pair.broken(self)
         else:
-            self._relay.finished(self)
+            self._pair.finished(self)
 
     def _deliver_held(self) -> bool:
         """Whether nothing is held any more."""
@@ -372,14 +241,14 @@ class Flow:
             self.opposite.source_broke()
             return False
         self.count += taken
-        self._relay.touched = self._relay.reactor.now
+        self._pair.touched = self._pair.reactor.now
         self.blocked = taken < len(held)
         self._held = held[taken:] if self.blocked else None
         return not self.blocked
 
     def _splice(self) -> bool:
         """Move one pipe's worth; whether to go on."""
-        pipe = self._relay.engine.pipes.take()
+        pipe = self._pair.pipes.take()
         if pipe is None:
             self._bulk = False
             return True
@@ -413,13 +282,8 @@ class Flow:
                 return False
             self._piped -= taken
             self.count += taken
-            self._relay.touched = self._relay.engine.reactor.now
-        self._relay.engine.pipes.give_back(pipe, empty=True)
+            self._pair.touched = self._pair.reactor.now
+        self._pair.pipes.give_back(pipe, empty=True)
         self._pipe = None
         self.blocked = False
         return True
-
-
-def _unacknowledged(sock: socket.SocketType) -> int:
-    """Octets sent that the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7))."""
-    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -17,7 +17,7 @@ from egress_proxy.forwarder import Forwarder
 from egress_proxy.pipes import PipePool
 from egress_proxy.reactor import Reactor
 from egress_proxy.records import ConnectionClosed, Reason, Record
-from egress_proxy.splice import Engine, Relay
+from egress_proxy.relay import Engine, Relay
 from egress_proxy.wheel import Wheel
 from tests.support.peers import BUFFER, Listener, Peer
 

@@ -144,7 +144,7 @@ def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
         ("init.settings", "destinations", None),
         ("errors", "records", "floor 0 imports from floor 1"),
         ("variables", "records", "floor 1 imports from floor 1"),
-        ("splice", "connector", "floor 3 imports from floor 3"),
+        ("relay", "connector", "floor 3 imports from floor 3"),
         ("daemon", "cli", "floor 8 imports from floor 9"),
         ("daemon", "init.settings", "the daemon does not use init"),
         ("__main__", "init", "the daemon does not use init"),
