@@ -137,12 +137,18 @@ def readiness(status: Status) -> tuple[Check, ...]:
 
 def _why_not(status: Status) -> list[str]:
     names = {name.name: name for name in status.names}
+    # An address that is the pod's own at the start is refused then.
+    other = (
+        "no source address to reach it from"
+        if any(source.problem for source in status.sources)
+        else "its address is the pod's own by now"
+    )
     reasons = []
     for destination in status.destinations:
         if destination.state != "refusing":
             continue
         name = names.get(destination.name or "")
-        reason = "no source address to reach it from"
+        reason = other
         if name is not None and not name.addresses:
             failure = name.last_failure
             reason = f"{name.name}: {failure.what if failure else 'not resolved yet'}"

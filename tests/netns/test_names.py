@@ -24,6 +24,8 @@ PORT = 9000
 NAME = "late.example.com"
 # The first of the search list in RESOLV_CONF.
 SEARCHED = f"{NAME}.egress.svc.cluster.local"
+# Nobody's at first, and then the pod's.
+LATE = "192.0.2.77"
 # A resolv.conf that has changed is to be seen after so long.
 NOTICED_S = 5.0
 
@@ -129,6 +131,44 @@ def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deploymen
     proxy.wait_for("destination.unresolved", destination=NAME)
     with pytest.raises(ConnectionRefusedError):
         deployment.lab.client.connect(POD.v4, PORT)
+
+
+def give_pod(lab: Lab, address: str) -> None:
+    index = lab.pod.index("eth0")
+    lab.pod.netlink(lambda ip: ip.addr("add", index=index, address=address, prefixlen=32))
+
+
+def test_a_name_turns_to_an_address_that_the_pod_got_late(deployment: Deployment) -> None:
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=0)
+    # By default a late address is not listened on; whoever asks for all listens on it too.
+    proxy = start(deployment, EGRESS_DNS_PROXY_LISTEN="0.0.0.0")
+    changed(proxy, OUTSIDE.v4)
+    give_pod(deployment.lab, LATE)
+    deployment.dns.zone[NAME] = Name(a=(LATE,), ttl_s=0)
+    reason = "one of the proxy's own listeners"
+    proxy.wait_for("destination.denied", destination=NAME, address=LATE, error=reason)
+    proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
+
+
+def test_a_remote_address_that_becomes_the_pods_own_makes_no_circle(
+    deployment: Deployment,
+) -> None:
+    deployment.dns.zone[NAME] = Name(a=(LATE,))
+    proxy = deployment.start(
+        EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {NAME}\n{PORT + 1} {LATE}",
+        EGRESS_DNS_PROXY_LISTEN="0.0.0.0",
+    )
+    proxy.wait_for("daemon.ready", listeners=2)
+    give_pod(deployment.lab, LATE)
+    reason = "one of the proxy's own listeners"
+    for port, destination in ((PORT, NAME), (PORT + 1, f"{LATE}:{PORT + 1}")):
+        proxy.wait_for("destination.denied", destination=destination, address=LATE, error=reason)
+        proxy.wait_for("listener.closed", listener=port)
+        with pytest.raises(ConnectionRefusedError):
+            deployment.lab.client.connect(POD.v4, port)
+    proxy.wait_for("destination.unresolved", destination=NAME)
+    assert proxy.stop() == 0
+    assert [each for each in proxy.records if each["event"] == "connection.closed"] == []
 
 
 def test_an_address_of_the_pod_itself_is_refused_at_start(deployment: Deployment) -> None:
