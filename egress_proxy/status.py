@@ -29,7 +29,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """An address of a destination; not healthy for 10 s after it failed."""
+    """An address of a destination; not healthy from a failure until it answers a client again."""
 
     address: str
     healthy: bool
@@ -48,13 +48,18 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """One listening port; `ended` counts its connections by reason."""
+    """One listening port; `ended` counts its connections by reason.
+
+    `upstream_failures` is how often one of the destination's addresses failed that was healthy
+    before; ports with the same destination share the number.
+    """
 
     listener: int
     destination: str
     name: str | None
     state: ListenerState
     upstreams: tuple[Upstream, ...]
+    upstream_failures: int
     active: int
     total: int
     ended: dict[str, int]
