@@ -1,16 +1,15 @@
-"""Names as the installed command resolves them: real servers, and a resolv.conf that changes."""
+"""Names as the installed command resolves them, from real servers too."""
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.deployment import RESOLV_CONF, Deployment
-from tests.support.dns import DnsServer, Name
+from tests.support.deployment import Deployment
+from tests.support.dns import Name
 from tests.support.dns_daemons import DnsDaemons, find
-from tests.support.lab import CLUSTER_DNS, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD
+from tests.support.lab import NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD
 from tests.support.needs import do_without
 
 if TYPE_CHECKING:
@@ -22,12 +21,8 @@ if TYPE_CHECKING:
 
 PORT = 9000
 NAME = "late.example.com"
-# The first of the search list in RESOLV_CONF.
-SEARCHED = f"{NAME}.egress.svc.cluster.local"
 # Nobody's at first, and then the pod's.
 LATE = "192.0.2.77"
-# A resolv.conf that has changed is to be seen after so long.
-NOTICED_S = 5.0
 
 
 @pytest.fixture
@@ -76,39 +71,6 @@ def test_a_real_name_server_changes_is_restarted_and_stays_away(
     proxy.terminate()
     assert proxy.stop() == 0
     assert proxy.stderr == ""
-
-
-@pytest.fixture
-def second(lab: Lab) -> Iterator[DnsServer]:
-    """Another name server of the cluster."""
-    address = NODE_TO_PODS.v4, 53
-    with DnsServer(lab.node.bind(*address), lab.node.listen(*address)) as serving:
-        yield serving
-
-
-def test_resolv_conf_names_another_server(deployment: Deployment, second: DnsServer) -> None:
-    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=3600)
-    second.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=3600)
-    proxy = start(deployment)
-    changed(proxy, OUTSIDE.v4)
-    written_at = monotonic()
-    # In place: the pod's file is mounted by itself.
-    deployment.resolv_conf.write_text(RESOLV_CONF.replace(CLUSTER_DNS.v4, NODE_TO_PODS.v4))
-    changed(proxy, OUTSIDE_SECOND.v4)
-    assert monotonic() - written_at < NOTICED_S
-
-
-def test_resolv_conf_loses_its_search_list(deployment: Deployment, second: DnsServer) -> None:
-    """The name exists below a domain of the search list alone, and is asked for by itself first."""
-    deployment.dns.zone[SEARCHED] = Name(a=(OUTSIDE.v4,), ttl_s=3600)
-    second.zone[SEARCHED] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=3600)
-    proxy = start(deployment)
-    changed(proxy, OUTSIDE.v4)
-    assert [query.name for query in deployment.dns.queries if query.kind == "A"] == [NAME, SEARCHED]
-    deployment.resolv_conf.write_text(f"nameserver {NODE_TO_PODS.v4}\n")
-    proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
-    assert second.asked(NAME)
-    assert not second.asked(SEARCHED)
 
 
 def test_names_that_exist_are_asked_for_once(deployment: Deployment) -> None:
