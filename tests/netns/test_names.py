@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from dns.rcode import Rcode
 
-from tests.support.deployment import Deployment
+from tests.support.deployment import TIMEOUT_S, Deployment
 from tests.support.dns import Name
 from tests.support.dns_daemons import DnsDaemons, find
-from tests.support.lab import NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD
+from tests.support.lab import GATEWAY, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
 from tests.support.needs import do_without
+from tests.support.network import IPV6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +27,9 @@ PORT = 9000
 NAME = "late.example.com"
 # Nobody's at first, and then the pod's.
 LATE = "192.0.2.77"
+
+
+needs_ipv6 = pytest.mark.skipif(not IPV6, reason="the kernel has no IPv6")
 
 
 @pytest.fixture
@@ -95,6 +102,60 @@ def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deploymen
         deployment.lab.client.connect(POD.v4, PORT)
 
 
+def sources(*families: str) -> dict[str, str]:
+    """The environment of `init` with the reserved address of each of `families`."""
+    reserved = {"v4": RESERVED.interface4, "v6": RESERVED.interface6}
+    return {
+        "EGRESS_SOURCE": ",".join(str(reserved[family]) for family in families),
+        "EGRESS_GATEWAY": ",".join(getattr(GATEWAY, family) for family in families),
+    }
+
+
+@needs_ipv6
+@pytest.mark.parametrize("families", [("v4",), ("v6",), ("v4", "v6")], ids="+".join)
+def test_remotes_are_reached_by_the_families_that_have_a_source(
+    lab: Lab, families: tuple[str, ...]
+) -> None:
+    with Deployment(lab) as deployment, ExitStack() as stack:
+        deployment.init(**sources(*families))
+        deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), aaaa=(OUTSIDE.v6,))
+        listeners = {
+            family: stack.enter_context(lab.outside.listen(getattr(OUTSIDE, family), PORT))
+            for family in ("v4", "v6")
+        }
+        proxy = start(deployment)
+        usable = proxy.wait_for("destination.changed")["addresses"]
+        assert set(usable) == {getattr(OUTSIDE, family) for family in families}
+        # Addresses take turns, so each of them gets one of so many clients.
+        for _ in families:
+            stack.enter_context(lab.client.connect(POD.v4, PORT))
+        for family in families:
+            listeners[family].settimeout(TIMEOUT_S)
+            upstream, (seen, *_) = listeners[family].accept()
+            upstream.close()
+            assert seen == getattr(RESERVED, family)
+        kinds = {"v4": "A", "v6": "AAAA"}
+        asked = {query.kind for query in deployment.dns.asked(NAME)}
+        assert asked == {kinds[family] for family in families}
+
+
+@needs_ipv6
+def test_one_family_of_a_name_fails_and_comes_back(lab: Lab) -> None:
+    both = Name(a=(OUTSIDE.v4,), aaaa=(OUTSIDE.v6,), ttl_s=0)
+    with Deployment(lab) as deployment:
+        deployment.init(**sources("v4", "v6"))
+        deployment.dns.zone[NAME] = replace(both, rcode=Rcode.SERVFAIL, failing="AAAA")
+        proxy = start(deployment)
+        for _ in range(2):
+            resolved = proxy.wait_for("destination.resolved")
+            assert resolved["addresses"] == [OUTSIDE.v4]
+        deployment.dns.zone[NAME] = both
+        changed(proxy, OUTSIDE.v4)
+        usable = proxy.wait_for("destination.changed")["addresses"]
+        assert set(usable) == {OUTSIDE.v4, OUTSIDE.v6}
+        assert "destination.stale" not in {record["event"] for record in proxy.records}
+
+
 def give_pod(lab: Lab, address: str) -> None:
     index = lab.pod.index("eth0")
     lab.pod.netlink(lambda ip: ip.addr("add", index=index, address=address, prefixlen=32))
@@ -133,13 +194,32 @@ def test_a_remote_address_that_becomes_the_pods_own_makes_no_circle(
     assert [each for each in proxy.records if each["event"] == "connection.closed"] == []
 
 
-def test_an_address_of_the_pod_itself_is_refused_at_start(deployment: Deployment) -> None:
-    proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {POD.v4}")
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        (
+            POD.v4,
+            (
+                f"'{POD.v4}:{PORT}': one of the proxy's own listeners is never connected to; write the "
+                "remote host's own address"
+            ),
+        ),
+        (
+            OUTSIDE.v6,
+            (
+                f"'{OUTSIDE.v6}': there is no IPv6 source address to reach it from; give the egress "
+                "interface one, or set EGRESS_DNS_PROXY_SOURCE"
+            ),
+        ),
+    ],
+    ids=["the pod's own", "without a source"],
+)
+def test_an_address_that_leads_nowhere_is_refused_at_start(
+    deployment: Deployment, address: str, problem: str
+) -> None:
+    proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {address}")
     assert proxy.wait() == 1
-    assert proxy.stderr == (
-        f"EGRESS_DNS_PROXY_DESTINATION line 1: '{POD.v4}:{PORT}': one of the proxy's own listeners "
-        "is never connected to; write the remote host's own address\n"
-    )
+    assert proxy.stderr == f"EGRESS_DNS_PROXY_DESTINATION line 1: {problem}\n"
 
 
 def test_sessions_to_a_withdrawn_address_end_if_that_is_wanted(deployment: Deployment) -> None:
