@@ -12,7 +12,15 @@ from dns.rcode import Rcode
 from tests.support.deployment import TIMEOUT_S, Deployment
 from tests.support.dns import Name
 from tests.support.dns_daemons import DnsDaemons, find
-from tests.support.lab import GATEWAY, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
+from tests.support.lab import (
+    GATEWAY,
+    NODE_TO_LAN,
+    NODE_TO_PODS,
+    OUTSIDE,
+    OUTSIDE_SECOND,
+    POD,
+    RESERVED,
+)
 from tests.support.needs import do_without
 from tests.support.network import IPV6
 
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 
 PORT = 9000
 NAME = "late.example.com"
+OWN_LISTENER = "one of the proxy's own listeners"
 # Nobody's at first, and then the pod's.
 LATE = "192.0.2.77"
 
@@ -54,26 +63,23 @@ def test_a_real_name_server_changes_is_restarted_and_stays_away(
     for daemon in {"dnsmasq", kind}:
         if find(daemon) is None:
             do_without(f"{daemon} is not installed: apt-get install dnsmasq-base unbound")
-    node, address = deployment.lab.node, NODE_TO_PODS.v4
-
-    def serving(records: dict[str, str]) -> DnsDaemons:
-        return DnsDaemons(kind, node, address, records, tmp_path)
-
-    with serving({"other.example.com": OUTSIDE.v4}):
-        proxy = start(deployment, EGRESS_DNS_PROXY_NAMESERVERS=address)
-        proxy.wait_for("destination.unresolved", timeout_s=20)
-        with pytest.raises(ConnectionRefusedError):
-            deployment.lab.client.connect(POD.v4, PORT)
-    with serving({NAME: OUTSIDE.v4}):
-        # A late name, which both c-ares and unbound could remember as one that does not exist.
-        changed(proxy, OUTSIDE.v4)
-        proxy.wait_for("listener.opened", listener=PORT)
-        resolved = proxy.wait_for("destination.resolved", destination=NAME)
-        assert 0 <= resolved["ttl_s"] <= 1
-        assert resolved["addresses"] == [OUTSIDE.v4]
-    proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE.v4])
-    with serving({NAME: OUTSIDE_SECOND.v4}):
-        changed(proxy, OUTSIDE_SECOND.v4)
+    address, delegated = NODE_TO_PODS.v4, NODE_TO_LAN.v4
+    with DnsDaemons(kind, deployment.lab.node, address, delegated, tmp_path) as daemons:
+        with daemons.serving({"other.example.com": OUTSIDE.v4}):
+            proxy = start(deployment, EGRESS_DNS_PROXY_NAMESERVERS=address)
+            proxy.wait_for("destination.unresolved", timeout_s=20)
+            with pytest.raises(ConnectionRefusedError):
+                deployment.lab.client.connect(POD.v4, PORT)
+        with daemons.serving({NAME: OUTSIDE.v4}):
+            # A late name, which both c-ares and unbound could remember as one that does not exist.
+            changed(proxy, OUTSIDE.v4)
+            proxy.wait_for("listener.opened", listener=PORT)
+            resolved = proxy.wait_for("destination.resolved", destination=NAME)
+            assert 0 <= resolved["ttl_s"] <= 1
+            assert resolved["addresses"] == [OUTSIDE.v4]
+        proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE.v4])
+        with daemons.serving({NAME: OUTSIDE_SECOND.v4}):
+            changed(proxy, OUTSIDE_SECOND.v4)
     proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE_SECOND.v4])
     proxy.terminate()
     assert proxy.stop() == 0
@@ -92,7 +98,7 @@ def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deploymen
     deployment.dns.zone[NAME] = Name(a=(POD.v4, "127.0.0.1", "169.254.169.254"))
     proxy = start(deployment)
     for address, reason in (
-        (POD.v4, "one of the proxy's own listeners"),
+        (POD.v4, OWN_LISTENER),
         ("127.0.0.1", "a loopback address"),
         ("169.254.169.254", "a link-local address"),
     ):
@@ -168,8 +174,7 @@ def test_a_name_turns_to_an_address_that_the_pod_got_late(deployment: Deployment
     changed(proxy, OUTSIDE.v4)
     give_pod(deployment.lab, LATE)
     deployment.dns.zone[NAME] = Name(a=(LATE,), ttl_s=0)
-    reason = "one of the proxy's own listeners"
-    proxy.wait_for("destination.denied", destination=NAME, address=LATE, error=reason)
+    proxy.wait_for("destination.denied", destination=NAME, address=LATE, error=OWN_LISTENER)
     proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
 
 
@@ -183,9 +188,10 @@ def test_a_remote_address_that_becomes_the_pods_own_makes_no_circle(
     )
     proxy.wait_for("daemon.ready", listeners=2)
     give_pod(deployment.lab, LATE)
-    reason = "one of the proxy's own listeners"
     for port, destination in ((PORT, NAME), (PORT + 1, f"{LATE}:{PORT + 1}")):
-        proxy.wait_for("destination.denied", destination=destination, address=LATE, error=reason)
+        proxy.wait_for(
+            "destination.denied", destination=destination, address=LATE, error=OWN_LISTENER
+        )
         proxy.wait_for("listener.closed", listener=port)
         with pytest.raises(ConnectionRefusedError):
             deployment.lab.client.connect(POD.v4, port)
@@ -197,20 +203,8 @@ def test_a_remote_address_that_becomes_the_pods_own_makes_no_circle(
 @pytest.mark.parametrize(
     ("address", "problem"),
     [
-        (
-            POD.v4,
-            (
-                f"'{POD.v4}:{PORT}': one of the proxy's own listeners is never connected to; write the "
-                "remote host's own address"
-            ),
-        ),
-        (
-            OUTSIDE.v6,
-            (
-                f"'{OUTSIDE.v6}': there is no IPv6 source address to reach it from; give the egress "
-                "interface one, or set EGRESS_DNS_PROXY_SOURCE"
-            ),
-        ),
+        (POD.v4, f"'{POD.v4}:{PORT}': {OWN_LISTENER} is never connected to; "),
+        (OUTSIDE.v6, f"'{OUTSIDE.v6}': there is no IPv6 source address to reach it from; "),
     ],
     ids=["the pod's own", "without a source"],
 )
@@ -219,7 +213,7 @@ def test_an_address_that_leads_nowhere_is_refused_at_start(
 ) -> None:
     proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {address}")
     assert proxy.wait() == 1
-    assert proxy.stderr == f"EGRESS_DNS_PROXY_DESTINATION line 1: {problem}\n"
+    assert proxy.stderr.startswith(f"EGRESS_DNS_PROXY_DESTINATION line 1: {problem}")
 
 
 def test_sessions_to_a_withdrawn_address_end_if_that_is_wanted(deployment: Deployment) -> None:
