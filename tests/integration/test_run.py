@@ -110,8 +110,12 @@ def test_a_name_that_comes_late_opens_its_port(listener: socket.socket, dns: Dns
         Session(other, listener).finish()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), ANSWER_S)
+        # The next question comes a second or two later, and no other is needed.
+        process.wait_for("destination.unresolved", retry_s=2.0)
+        asked = len(dns.asked("late.example.com", "A"))
         dns.zone["late.example.com"] = Name(a=("127.0.0.1",))
         process.wait_for("listener.opened", listener=port)
+        assert len(dns.asked("late.example.com", "A")) == asked + 1
         session = Session(port, listener)
         assert session.works()
         session.finish()
