@@ -108,14 +108,12 @@ class DnsDaemons:
         assert dnsmasq is not None
         return self._namespace.start(
             dnsmasq,
-            "--keep-in-foreground",
+            # In the foreground, and as who it is: root of a user namespace can't give up groups.
+            "--no-daemon",
             "--conf-file=/dev/null",
             "--no-resolv",
             "--no-hosts",
             "--log-facility=-",
-            "--user=root",
-            "--group=root",
-            "--pid-file=",
             f"--listen-address={self._knowing}",
             "--bind-interfaces",
             f"--local=/{ZONE}/",
