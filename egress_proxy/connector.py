@@ -110,9 +110,9 @@ class Upstreams:
         self._port = port
         self._turn = 0
 
-    def health(self, now: float) -> list[tuple[Address, bool]]:
-        """Each address, and whether it did not fail lately."""
-        return [(entry.address, entry.failed_until <= now) for entry in self.endpoints]
+    def health(self) -> list[tuple[Address, bool]]:
+        """Each address, and whether it has not failed since it last answered."""
+        return [(entry.address, not entry.failed_until) for entry in self.endpoints]
 
     def replace(self, addresses: Iterable[Address]) -> None:
         """Use `addresses` from now on; what is known of those that stay is kept.

@@ -135,13 +135,13 @@ class Daemon:
         admin = settings.admin_listen
         denials = replace(
             settings.denials,
-            own=frozenset(address for entries in interfaces.values() for address in entries),
             listening=frozenset() if admin is None else frozenset({admin.port}),
         )
         self._roster = Roster(
             settings, self._plant, self._ground, self._listen, self._resolver.lookup, denials
         )
         self._ground.on_change = lambda: self._roster.reach(self._ground.families)
+        self._ground.on_own = self._roster.deny_own
         self._survey = Survey(
             settings, self._plant.admission, self._ground, self._roster, tally, log
         )
@@ -199,6 +199,8 @@ class Daemon:
             await self._release()
 
     async def _start(self) -> None:
+        # First: what leads back to the pod is told with all else that can't work.
+        self._ground.start()
         admin_sockets, problems = self._bind_admin()
         self._roster.deny_listeners(self._settings.destinations)
         try:
@@ -219,7 +221,6 @@ class Daemon:
                 max_connections=self._plant.admission.maximum,
             )
         )
-        self._ground.start()
         self._roster.open(forwarders)
         await self._serve_admin(admin_sockets)
         self._tasks = [

@@ -36,8 +36,8 @@ _ACCEPTS = 4
 class Forwarder:
     """Listens for one destination.
 
-    `upstreams` are the destination's addresses; `on_all_failed` is called when a client found none
-    of them answering.
+    `addresses` are the destination's, and `upstreams` those that there is a source for;
+    `on_all_failed` is called when a client found none of them answering.
     """
 
     def __init__(self, plant: Plant, rules: Rules, destination: Destination) -> None:
@@ -48,7 +48,7 @@ class Forwarder:
         self.upstreams = Upstreams(self.name, destination.remote_port, plant.observer)
         self.on_all_failed: Callable[[], None] = _nothing
         self.listening = False
-        self._addresses: tuple[Address, ...] = ()
+        self.addresses: tuple[Address, ...] = ()
         self._families: Container[int] = _FAMILIES
         self._listeners: list[socket.SocketType] = []
 
@@ -81,8 +81,8 @@ class Forwarder:
         self._adjust()
 
     def use(self, addresses: Sequence[Address]) -> None:
-        """Connect to `addresses` from now on; the first ones open the port."""
-        self._addresses = tuple(addresses)
+        """Connect to `addresses` from now on; the first ones open the port, none close it."""
+        self.addresses = tuple(addresses)
         self._adjust()
 
     def reach(self, families: Container[int]) -> None:
@@ -94,7 +94,7 @@ class Forwarder:
         self._adjust()
 
     def _adjust(self) -> None:
-        usable = [address for address in self._addresses if family_of(address) in self._families]
+        usable = [address for address in self.addresses if family_of(address) in self._families]
         self.upstreams.replace(usable)
         if usable and not self.listening:
             self._listen()

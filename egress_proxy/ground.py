@@ -1,15 +1,17 @@
-"""The ground that `run` stands on: its source addresses.
+"""The ground that `run` stands on: the addresses of the pod, and its sources among them.
 
 Every upstream's socket is bound to the reserved address, so that nothing is ever sent from another
 one. Should that address or its interface go away, `Ground` notices at once (rtnetlink(7) wakes it,
 then it looks for itself) and again when it is back; whoever depends on it asks for `families`.
 
-With ``EGRESS_DNS_PROXY_SOURCE=any`` the kernel chooses, and there is nothing to watch.
+The pod may get other addresses while it runs (another attachment, IPv6 by advertisement): `on_own`
+hears of them, because a destination must not lead back to the pod.
 """
 
 from __future__ import annotations
 
 import socket
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from egress_proxy import addresses
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from egress_proxy.addresses import Interfaces
     from egress_proxy.settings import Settings
+    from egress_proxy.variables import Address
 
     Look = Callable[[], tuple[Interfaces, frozenset[str]]]
 
@@ -39,7 +42,10 @@ def look() -> tuple[Interfaces, frozenset[str]]:
 
 
 class Ground:
-    """Watches `sources` (by family; empty: the kernel chooses), and calls `on_change`."""
+    """Watches `sources` (by family; empty: the kernel chooses), and calls `on_change`.
+
+    `on_own` is called with all addresses of the pod, at the start and when they are others.
+    """
 
     def __init__(
         self,
@@ -53,8 +59,10 @@ class Ground:
         self._observer = observer
         self._look = look
         self._problems = dict.fromkeys(sources.values(), "")
+        self._own: frozenset[Address] = frozenset()
         self._events: socket.socket | None = None
         self.on_change: Callable[[], None] | None = None
+        self.on_own: Callable[[frozenset[Address]], None] | None = None
 
     @property
     def families(self) -> frozenset[int]:
@@ -72,9 +80,7 @@ class Ground:
         )
 
     def start(self) -> None:
-        """Watch from now on, what has changed since the start included."""
-        if not self._sources:
-            return
+        """Watch from now on, what has changed since the sources were chosen included."""
         self._events = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -102,6 +108,11 @@ class Ground:
     def examine(self) -> None:
         """Look, and tell what is different."""
         interfaces, down = self._look()
+        own = frozenset(chain.from_iterable(interfaces.values()))
+        if own != self._own:
+            self._own = own
+            if self.on_own is not None:
+                self.on_own(own)
         before = self._problems
         self._problems = {
             address: _problem(address, interfaces, down) for address in self._sources.values()

@@ -63,6 +63,19 @@ def _bytes(status: Status) -> Samples:
         yield (*where, "to_client"), entry.bytes_to_client
 
 
+def _upstream_failures(status: Status) -> Samples:
+    # Several ports may lead to one destination.
+    return {(entry.destination,): entry.upstream_failures for entry in status.destinations}.items()
+
+
+def _failed_addresses(status: Status) -> Samples:
+    failed: dict[tuple[str, ...], set[str]] = {}
+    for entry in status.destinations:
+        addresses = failed.setdefault((entry.destination,), set())
+        addresses.update(upstream.address for upstream in entry.upstreams if not upstream.healthy)
+    return ((labels, len(addresses)) for labels, addresses in failed.items())
+
+
 def _listener_up(status: Status) -> Samples:
     for entry in status.destinations:
         if entry.state != "removed":
@@ -109,6 +122,20 @@ METRICS = (
         ("listener", "destination", "direction"),
         "Bytes relayed, to_upstream or to_client, those of connections that still run included.",
         _bytes,
+    ),
+    Definition(
+        "counter",
+        "upstream_failures",
+        ("destination",),
+        "How often an address of a destination failed that had been good before.",
+        _upstream_failures,
+    ),
+    Definition(
+        "gauge",
+        "upstream_addresses_failed",
+        ("destination",),
+        "Addresses of a destination that have failed and not answered since.",
+        _failed_addresses,
     ),
     Definition(
         "counter",

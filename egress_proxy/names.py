@@ -22,7 +22,7 @@ from egress_proxy.records import (
     DestinationUnresolved,
     Observer,
 )
-from egress_proxy.resolver import Answer, Lookup, LookupFailedError
+from egress_proxy.resolver import Lookup, LookupFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +39,7 @@ _RETRY_FIRST_S = 1.0
 _RETRY_LAST_S = 30.0
 # An early refresh comes at most once in so long.
 EARLY_S = 1.0
+_ALL_DENIED = "every address in the answer is one that is never connected to"
 
 
 class Port(Protocol):
@@ -55,7 +56,8 @@ class Port(Protocol):
 class NameKeeper:
     """Keeps the addresses of one name fresh for all ports that lead to it.
 
-    `denials` may be replaced; the next answer is judged by the new ones.
+    `denials` may be replaced; the next answer is judged by the new ones, and `judge` does not wait
+    for it.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class NameKeeper:
         self._lookup = lookup
         self._observer = observer
         self.denials = denials
+        # The last good answer, and what is denied of the last one.
+        self._answered: tuple[Address, ...] = ()
         self._denied: frozenset[Address] = frozenset()
         self._ports: list[Port] = []
         self._users: list[Callable[[Sequence[Address]], None]] = []
@@ -94,6 +98,12 @@ class NameKeeper:
         if self.addresses:
             use(self.addresses)
 
+    def judge(self) -> None:
+        """Use what `denials` leaves of the last good answer, and nothing if that is nothing."""
+        self._change(self._allowed(self._answered))
+        if self._answered and not self.addresses:
+            self.refresh()
+
     def refresh(self) -> None:
         """Ask again soon: no address answers, or there is somebody else to ask."""
         self._wanted.set()
@@ -117,7 +127,9 @@ class NameKeeper:
         asked_at = loop.time()
         try:
             answer = await self._lookup(self.name)
-            usable = self._usable(answer)
+            usable = self._allowed(answer.addresses)
+            if not usable:
+                raise LookupFailedError(_ALL_DENIED)  # noqa: TRY301 - a failure like the others
         except LookupFailedError as error:
             return self._failed(str(error))
         self._retry_s = _RETRY_FIRST_S
@@ -129,27 +141,34 @@ class NameKeeper:
                 lookup_s=loop.time() - asked_at,
             )
         )
-        if set(usable) != set(self.addresses):
-            before, self.addresses = self.addresses, usable
-            self._observer.observe(
-                DestinationChanged(
-                    destination=self.name,
-                    addresses=tuple(map(str, usable)),
-                    before=tuple(map(str, before)),
-                )
-            )
-            for port in self._ports:
-                port.use(usable)
-            for use in self._users:
-                use(usable)
+        self._answered = answer.addresses
+        self._change(usable)
         ttl_s = min(max(answer.ttl_s, TTL_FLOOR_S), TTL_CEILING_S)
         return ttl_s * random.uniform(1.0, 1.0 + JITTER)  # noqa: S311 - spreads load, guards nothing
 
-    def _usable(self, answer: Answer) -> tuple[Address, ...]:
+    def _change(self, usable: tuple[Address, ...]) -> None:
+        """Tell `usable`, if it is other than before."""
+        if set(usable) == set(self.addresses):
+            return
+        before, self.addresses = self.addresses, usable
+        self._observer.observe(
+            DestinationChanged(
+                destination=self.name,
+                addresses=tuple(map(str, usable)),
+                before=tuple(map(str, before)),
+            )
+        )
+        for port in self._ports:
+            port.use(usable)
+        for use in self._users:
+            use(usable)
+
+    def _allowed(self, addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+        """Those of `addresses` that are not denied; the others are told."""
         remote_ports = {port.remote_port for port in self._ports}
         reasons = {
             address: reason
-            for address in answer.addresses
+            for address in addresses
             if (reason := self.denials.reason(address, remote_ports))
         }
         # Told once, not with every answer.
@@ -159,10 +178,7 @@ class NameKeeper:
                     DestinationDenied(destination=self.name, address=str(address), error=reason)
                 )
         self._denied = frozenset(reasons)
-        usable = tuple(address for address in answer.addresses if address not in reasons)
-        if not usable:
-            raise LookupFailedError("every address in the answer is one that is never connected to")
-        return usable
+        return tuple(address for address in addresses if address not in reasons)
 
     def _failed(self, error: str) -> float:
         retry_s = self._retry_s

@@ -17,7 +17,7 @@ from egress_proxy.connection import Connection, Plant, Rules
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.forwarder import Forwarder
 from egress_proxy.names import NameKeeper
-from egress_proxy.records import ConfigReloaded, Reason
+from egress_proxy.records import ConfigReloaded, DestinationDenied, Reason
 from egress_proxy.settings import LISTEN, SOURCE
 from egress_proxy.withdrawals import Withdrawals
 
@@ -141,6 +141,27 @@ class Roster:
         for keeper in self.keepers.values():
             keeper.denials = self._denials
 
+    def deny_own(self, own: frozenset[Address]) -> None:
+        """Connect to no listener of ours by any of `own`, the addresses that the pod has now."""
+        self._denials = replace(self._denials, own=own)
+        self._judge()
+
+    def _judge(self) -> None:
+        """Let nobody connect any longer to what is denied now."""
+        for keeper in self.keepers.values():
+            keeper.denials = self._denials
+            keeper.judge()
+        for forwarder in self.forwarders.values():
+            host = forwarder.destination.host
+            if isinstance(host, str):
+                continue
+            reason = self._denials.reason(host, (forwarder.remote_port,))
+            if reason and forwarder.addresses:
+                self._plant.observer.observe(
+                    DestinationDenied(destination=forwarder.name, address=str(host), error=reason)
+                )
+            forwarder.use(() if reason else (host,))
+
     def open(self, forwarders: Iterable[Forwarder]) -> None:
         """Let each listen as soon as it has an address to connect to."""
         for forwarder in forwarders:
@@ -183,6 +204,7 @@ class Roster:
             self._dismiss(before)
         self.open(added)
         self._let_go_of_names()
+        self._judge()
         return ConfigReloaded(
             added=tuple(destination.port for destination in difference.added),
             changed=tuple(destination.port for destination in difference.changed),

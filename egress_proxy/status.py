@@ -29,7 +29,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """An address of a destination; not healthy for 10 s after it failed."""
+    """An address of a destination; not healthy from a failure until it answers a client again."""
 
     address: str
     healthy: bool
@@ -48,13 +48,18 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """One listening port; `ended` counts its connections by reason."""
+    """One listening port; `ended` counts its connections by reason.
+
+    `upstream_failures` is how often one of the destination's addresses failed that was healthy
+    before; ports with the same destination share the number.
+    """
 
     listener: int
     destination: str
     name: str | None
     state: ListenerState
     upstreams: tuple[Upstream, ...]
+    upstream_failures: int
     active: int
     total: int
     ended: dict[str, int]
@@ -137,12 +142,18 @@ def readiness(status: Status) -> tuple[Check, ...]:
 
 def _why_not(status: Status) -> list[str]:
     names = {name.name: name for name in status.names}
+    # An address that is the pod's own at the start is refused then.
+    other = (
+        "no source address to reach it from"
+        if any(source.problem for source in status.sources)
+        else "its address is the pod's own by now"
+    )
     reasons = []
     for destination in status.destinations:
         if destination.state != "refusing":
             continue
         name = names.get(destination.name or "")
-        reason = "no source address to reach it from"
+        reason = other
         if name is not None and not name.addresses:
             failure = name.last_failure
             reason = f"{name.name}: {failure.what if failure else 'not resolved yet'}"

@@ -136,6 +136,7 @@ class Survey:
             name=host if isinstance(host, str) else None,
             state=self._state(forwarder),
             upstreams=_upstreams(forwarder),
+            upstream_failures=self._tally.upstream_failures[key[1]],
             active=live.active,
             total=live.active + ended.total,
             ended=dict(ended.reasons),
@@ -161,5 +162,5 @@ def _upstreams(forwarder: Forwarder | None) -> tuple[Upstream, ...]:
         return ()
     return tuple(
         Upstream(address=str(address), healthy=healthy)
-        for address, healthy in forwarder.upstreams.health(time.monotonic())
+        for address, healthy in forwarder.upstreams.health()
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
 
 from egress_proxy.records import (
@@ -22,6 +23,7 @@ from egress_proxy.records import (
     DestinationUnresolved,
     Reason,
     Record,
+    UpstreamFailed,
 )
 from egress_proxy.status import Connects, Failure, Name, Reloads
 
@@ -82,6 +84,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.ended: dict[tuple[int, str], Ended] = {}
+        self.upstream_failures: Counter[str] = Counter()
         self._names: dict[str, _Name] = {}
         self._connects = [0] * (len(BOUNDS_S) + 1)
         self._connects_s = 0.0
@@ -92,6 +95,7 @@ class Tally:
             DestinationChanged: self._changed,
             DestinationStale: self._stale,
             DestinationUnresolved: self._unresolved,
+            UpstreamFailed: self._upstream_failed,
             ConfigReloaded: self._reloaded,
             ConfigRejected: self._rejected,
         }
@@ -137,6 +141,9 @@ class Tally:
     def _unresolved(self, record: DestinationUnresolved) -> None:
         self._name(record.destination).failed("unresolved", record.error)
 
+    def _upstream_failed(self, record: UpstreamFailed) -> None:
+        self.upstream_failures[record.destination] += 1
+
     def _reloaded(self, _record: ConfigReloaded) -> None:
         before = self._reloads
         self._reloads = Reloads(
@@ -156,6 +163,8 @@ class Tally:
         """Forget what is counted for others than `destinations` and `names`."""
         for key in self.ended.keys() - set(destinations):
             del self.ended[key]
+        for destination in self.upstream_failures.keys() - {name for _, name in destinations}:
+            del self.upstream_failures[destination]
         for name in self._names.keys() - set(names):
             del self._names[name]
 

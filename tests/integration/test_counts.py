@@ -7,17 +7,20 @@ import contextlib
 import random
 import re
 from collections import Counter
+from contextlib import closing
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
 from egress_proxy.ground import Ground
 from egress_proxy.metrics import exposition
-from egress_proxy.records import ConnectionClosed, Reason
+from egress_proxy.records import ConnectionClosed, Reason, UpstreamRecovered
 from egress_proxy.roster import Roster
 from egress_proxy.settings import read_settings
 from egress_proxy.survey import Survey
 from egress_proxy.tally import Tally
+from tests.support.peers import Listener
 from tests.support.rig import Rig
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ class Board:
         self._tally = Tally()
         self._inner = plant.observer
         object.__setattr__(plant, "observer", self)
+        rig.forwarder.upstreams.observer = self
         settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"})
         loop = asyncio.get_running_loop()
         ground = Ground(loop, {}, self)
@@ -108,6 +112,27 @@ async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> No
         }
         assert board.metrics("connections_active", "destination") == {}
         assert board.survey.take().connects.count == count
+
+
+async def test_an_address_counts_as_failed_until_it_answers() -> None:
+    async with Rig() as rig:
+        board = Board(rig)
+        destination, port = rig.forwarder.name, rig.listener.address[1]
+        rig.forwarder.use((ip_address("127.0.0.1"), ip_address("127.0.0.2")))
+        for _ in range(4):
+            await rig.pair()
+        assert board.metrics("upstream_failures_total", "destination") == {destination: 1}
+        assert board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
+        [failed] = [each for each in rig.forwarder.upstreams.endpoints if each.failed_until]
+        # Its penalty is over, and nobody has tried it yet.
+        failed.failed_until = 1.0
+        assert board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
+        with closing(Listener(str(failed.address), port=port)):
+            for _ in range(2):
+                await rig.client()
+            await rig.recorder.wait_for(UpstreamRecovered)
+        assert board.metrics("upstream_addresses_failed", "destination") == {}
+        assert board.metrics("upstream_failures_total", "destination") == {destination: 1}
 
 
 async def test_octets_count_while_their_connection_still_runs() -> None:

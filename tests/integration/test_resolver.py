@@ -147,6 +147,42 @@ async def test_one_of_two_servers_fails(server: DnsServer, second: DnsServer, rc
     assert server.asked(NAME)
 
 
+async def test_one_of_two_servers_is_silent(server: DnsServer, second: DnsServer) -> None:
+    server.hold(NAME)
+    second.zone[NAME] = Name(a=("192.0.2.1",))
+    async with resolving(server, second) as resolver:
+        assert addresses(await resolver.lookup(NAME)) == {"192.0.2.1"}
+    assert server.asked(NAME)
+
+
+FAMILIES = pytest.mark.parametrize(
+    ("failing", "left"), [("A", "2001:db8::1"), ("AAAA", "192.0.2.1")], ids=["no A", "no AAAA"]
+)
+
+
+@FAMILIES
+async def test_a_family_that_fails_leaves_the_other(
+    server: DnsServer, failing: str, left: str
+) -> None:
+    server.zone[NAME] = Name(
+        a=("192.0.2.1",), aaaa=("2001:db8::1",), rcode=Rcode.SERVFAIL, failing=failing
+    )
+    async with resolving(server) as resolver:
+        assert addresses(await resolver.lookup(NAME)) == {left}
+
+
+@FAMILIES
+async def test_a_family_that_is_silent_leaves_the_other(
+    server: DnsServer, failing: str, left: str
+) -> None:
+    server.zone[NAME] = Name(a=("192.0.2.1",), aaaa=("2001:db8::1",))
+    server.hold(NAME, failing)
+    # c-ares gives an AAAA 2 s, and an A all the time there is.
+    async with resolving(server, bounds=Bounds(lookup_s=4.0)) as resolver:
+        assert addresses(await resolver.lookup(NAME)) == {left}
+    server.release(NAME, failing)
+
+
 async def test_a_silent_server_ends_a_look_up_in_time_and_may_come_back(
     server: DnsServer,
 ) -> None:

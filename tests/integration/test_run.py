@@ -16,6 +16,7 @@ from tests.support.processes import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.processes import Record
 
@@ -109,12 +110,32 @@ def test_a_name_that_comes_late_opens_its_port(listener: socket.socket, dns: Dns
         Session(other, listener).finish()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), ANSWER_S)
+        # The next question comes a second or two later, and no other is needed.
+        process.wait_for("destination.unresolved", retry_s=2.0)
+        asked = len(dns.asked("late.example.com", "A"))
         dns.zone["late.example.com"] = Name(a=("127.0.0.1",))
         process.wait_for("listener.opened", listener=port)
+        assert len(dns.asked("late.example.com", "A")) == asked + 1
         session = Session(port, listener)
         assert session.works()
         session.finish()
         assert ended(process)["reason"] == "finished"
+
+
+def test_a_reload_that_takes_a_port_which_a_name_leads_to(dns: DnsServer, tmp_path: Path) -> None:
+    """It was a neighbour's in the pod, and is one of our own listeners then."""
+    dns.zone["neighbour.example.com"] = Name(a=("127.0.0.1",), ttl_s=3600)
+    port, neighbour = free_port(), free_port()
+    file = tmp_path / "destinations"
+    file.write_text(f"{port} neighbour.example.com {neighbour}")
+    with running("", dns, DESTINATION_FILE=str(file)) as process:
+        process.wait_for("listener.opened", listener=port)
+        file.write_text(f"{port} neighbour.example.com {neighbour}\n{neighbour} 192.0.2.1")
+        reason = "one of the proxy's own listeners"
+        process.wait_for("destination.denied", address="127.0.0.1", error=reason)
+        process.wait_for("listener.closed", listener=port)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), ANSWER_S)
 
 
 def test_sigterm_while_names_are_asked_for(dns: DnsServer) -> None:

@@ -1,17 +1,28 @@
-"""Names as the installed command resolves them: real servers, and a resolv.conf that changes."""
+"""Names as the installed command resolves them, from real servers too."""
 
 from __future__ import annotations
 
-from time import monotonic
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from dns.rcode import Rcode
 
-from tests.support.deployment import RESOLV_CONF, Deployment
-from tests.support.dns import DnsServer, Name
+from tests.support.deployment import TIMEOUT_S, Deployment
+from tests.support.dns import Name
 from tests.support.dns_daemons import DnsDaemons, find
-from tests.support.lab import CLUSTER_DNS, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD
+from tests.support.lab import (
+    GATEWAY,
+    NODE_TO_LAN,
+    NODE_TO_PODS,
+    OUTSIDE,
+    OUTSIDE_SECOND,
+    POD,
+    RESERVED,
+)
 from tests.support.needs import do_without
+from tests.support.network import IPV6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +33,12 @@ if TYPE_CHECKING:
 
 PORT = 9000
 NAME = "late.example.com"
-# The first of the search list in RESOLV_CONF.
-SEARCHED = f"{NAME}.egress.svc.cluster.local"
-# A resolv.conf that has changed is to be seen after so long.
-NOTICED_S = 5.0
+OWN_LISTENER = "one of the proxy's own listeners"
+# Nobody's at first, and then the pod's.
+LATE = "192.0.2.77"
+
+
+needs_ipv6 = pytest.mark.skipif(not IPV6, reason="the kernel has no IPv6")
 
 
 @pytest.fixture
@@ -50,63 +63,27 @@ def test_a_real_name_server_changes_is_restarted_and_stays_away(
     for daemon in {"dnsmasq", kind}:
         if find(daemon) is None:
             do_without(f"{daemon} is not installed: apt-get install dnsmasq-base unbound")
-    node, address = deployment.lab.node, NODE_TO_PODS.v4
-
-    def serving(records: dict[str, str]) -> DnsDaemons:
-        return DnsDaemons(kind, node, address, records, tmp_path)
-
-    with serving({"other.example.com": OUTSIDE.v4}):
-        proxy = start(deployment, EGRESS_DNS_PROXY_NAMESERVERS=address)
-        proxy.wait_for("destination.unresolved", timeout_s=20)
-        with pytest.raises(ConnectionRefusedError):
-            deployment.lab.client.connect(POD.v4, PORT)
-    with serving({NAME: OUTSIDE.v4}):
-        # A late name, which both c-ares and unbound could remember as one that does not exist.
-        changed(proxy, OUTSIDE.v4)
-        proxy.wait_for("listener.opened", listener=PORT)
-        resolved = proxy.wait_for("destination.resolved", destination=NAME)
-        assert 0 <= resolved["ttl_s"] <= 1
-        assert resolved["addresses"] == [OUTSIDE.v4]
-    proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE.v4])
-    with serving({NAME: OUTSIDE_SECOND.v4}):
-        changed(proxy, OUTSIDE_SECOND.v4)
+    address, delegated = NODE_TO_PODS.v4, NODE_TO_LAN.v4
+    with DnsDaemons(kind, deployment.lab.node, address, delegated, tmp_path) as daemons:
+        with daemons.serving({"other.example.com": OUTSIDE.v4}):
+            proxy = start(deployment, EGRESS_DNS_PROXY_NAMESERVERS=address)
+            proxy.wait_for("destination.unresolved", timeout_s=20)
+            with pytest.raises(ConnectionRefusedError):
+                deployment.lab.client.connect(POD.v4, PORT)
+        with daemons.serving({NAME: OUTSIDE.v4}):
+            # A late name, which both c-ares and unbound could remember as one that does not exist.
+            changed(proxy, OUTSIDE.v4)
+            proxy.wait_for("listener.opened", listener=PORT)
+            resolved = proxy.wait_for("destination.resolved", destination=NAME)
+            assert 0 <= resolved["ttl_s"] <= 1
+            assert resolved["addresses"] == [OUTSIDE.v4]
+        proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE.v4])
+        with daemons.serving({NAME: OUTSIDE_SECOND.v4}):
+            changed(proxy, OUTSIDE_SECOND.v4)
     proxy.wait_for("destination.stale", timeout_s=20, addresses=[OUTSIDE_SECOND.v4])
     proxy.terminate()
     assert proxy.stop() == 0
     assert proxy.stderr == ""
-
-
-@pytest.fixture
-def second(lab: Lab) -> Iterator[DnsServer]:
-    """Another name server of the cluster."""
-    address = NODE_TO_PODS.v4, 53
-    with DnsServer(lab.node.bind(*address), lab.node.listen(*address)) as serving:
-        yield serving
-
-
-def test_resolv_conf_names_another_server(deployment: Deployment, second: DnsServer) -> None:
-    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=3600)
-    second.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=3600)
-    proxy = start(deployment)
-    changed(proxy, OUTSIDE.v4)
-    written_at = monotonic()
-    # In place: the pod's file is mounted by itself.
-    deployment.resolv_conf.write_text(RESOLV_CONF.replace(CLUSTER_DNS.v4, NODE_TO_PODS.v4))
-    changed(proxy, OUTSIDE_SECOND.v4)
-    assert monotonic() - written_at < NOTICED_S
-
-
-def test_resolv_conf_loses_its_search_list(deployment: Deployment, second: DnsServer) -> None:
-    """The name exists below a domain of the search list alone, and is asked for by itself first."""
-    deployment.dns.zone[SEARCHED] = Name(a=(OUTSIDE.v4,), ttl_s=3600)
-    second.zone[SEARCHED] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=3600)
-    proxy = start(deployment)
-    changed(proxy, OUTSIDE.v4)
-    assert [query.name for query in deployment.dns.queries if query.kind == "A"] == [NAME, SEARCHED]
-    deployment.resolv_conf.write_text(f"nameserver {NODE_TO_PODS.v4}\n")
-    proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
-    assert second.asked(NAME)
-    assert not second.asked(SEARCHED)
 
 
 def test_names_that_exist_are_asked_for_once(deployment: Deployment) -> None:
@@ -121,7 +98,7 @@ def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deploymen
     deployment.dns.zone[NAME] = Name(a=(POD.v4, "127.0.0.1", "169.254.169.254"))
     proxy = start(deployment)
     for address, reason in (
-        (POD.v4, "one of the proxy's own listeners"),
+        (POD.v4, OWN_LISTENER),
         ("127.0.0.1", "a loopback address"),
         ("169.254.169.254", "a link-local address"),
     ):
@@ -131,13 +108,112 @@ def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deploymen
         deployment.lab.client.connect(POD.v4, PORT)
 
 
-def test_an_address_of_the_pod_itself_is_refused_at_start(deployment: Deployment) -> None:
-    proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {POD.v4}")
-    assert proxy.wait() == 1
-    assert proxy.stderr == (
-        f"EGRESS_DNS_PROXY_DESTINATION line 1: '{POD.v4}:{PORT}': one of the proxy's own listeners "
-        "is never connected to; write the remote host's own address\n"
+def sources(*families: str) -> dict[str, str]:
+    """The environment of `init` with the reserved address of each of `families`."""
+    reserved = {"v4": RESERVED.interface4, "v6": RESERVED.interface6}
+    return {
+        "EGRESS_SOURCE": ",".join(str(reserved[family]) for family in families),
+        "EGRESS_GATEWAY": ",".join(getattr(GATEWAY, family) for family in families),
+    }
+
+
+@needs_ipv6
+@pytest.mark.parametrize("families", [("v4",), ("v6",), ("v4", "v6")], ids="+".join)
+def test_remotes_are_reached_by_the_families_that_have_a_source(
+    lab: Lab, families: tuple[str, ...]
+) -> None:
+    with Deployment(lab) as deployment, ExitStack() as stack:
+        deployment.init(**sources(*families))
+        deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), aaaa=(OUTSIDE.v6,))
+        listeners = {
+            family: stack.enter_context(lab.outside.listen(getattr(OUTSIDE, family), PORT))
+            for family in ("v4", "v6")
+        }
+        proxy = start(deployment)
+        usable = proxy.wait_for("destination.changed")["addresses"]
+        assert set(usable) == {getattr(OUTSIDE, family) for family in families}
+        # Addresses take turns, so each of them gets one of so many clients.
+        for _ in families:
+            stack.enter_context(lab.client.connect(POD.v4, PORT))
+        for family in families:
+            listeners[family].settimeout(TIMEOUT_S)
+            upstream, (seen, *_) = listeners[family].accept()
+            upstream.close()
+            assert seen == getattr(RESERVED, family)
+        kinds = {"v4": "A", "v6": "AAAA"}
+        asked = {query.kind for query in deployment.dns.asked(NAME)}
+        assert asked == {kinds[family] for family in families}
+
+
+@needs_ipv6
+def test_one_family_of_a_name_fails_and_comes_back(lab: Lab) -> None:
+    both = Name(a=(OUTSIDE.v4,), aaaa=(OUTSIDE.v6,), ttl_s=0)
+    with Deployment(lab) as deployment:
+        deployment.init(**sources("v4", "v6"))
+        deployment.dns.zone[NAME] = replace(both, rcode=Rcode.SERVFAIL, failing="AAAA")
+        proxy = start(deployment)
+        for _ in range(2):
+            resolved = proxy.wait_for("destination.resolved")
+            assert resolved["addresses"] == [OUTSIDE.v4]
+        deployment.dns.zone[NAME] = both
+        changed(proxy, OUTSIDE.v4)
+        usable = proxy.wait_for("destination.changed")["addresses"]
+        assert set(usable) == {OUTSIDE.v4, OUTSIDE.v6}
+        assert "destination.stale" not in {record["event"] for record in proxy.records}
+
+
+def give_pod(lab: Lab, address: str) -> None:
+    index = lab.pod.index("eth0")
+    lab.pod.netlink(lambda ip: ip.addr("add", index=index, address=address, prefixlen=32))
+
+
+def test_a_name_turns_to_an_address_that_the_pod_got_late(deployment: Deployment) -> None:
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=0)
+    # By default a late address is not listened on; whoever asks for all listens on it too.
+    proxy = start(deployment, EGRESS_DNS_PROXY_LISTEN="0.0.0.0")
+    changed(proxy, OUTSIDE.v4)
+    give_pod(deployment.lab, LATE)
+    deployment.dns.zone[NAME] = Name(a=(LATE,), ttl_s=0)
+    proxy.wait_for("destination.denied", destination=NAME, address=LATE, error=OWN_LISTENER)
+    proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
+
+
+def test_a_remote_address_that_becomes_the_pods_own_makes_no_circle(
+    deployment: Deployment,
+) -> None:
+    deployment.dns.zone[NAME] = Name(a=(LATE,))
+    proxy = deployment.start(
+        EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {NAME}\n{PORT + 1} {LATE}",
+        EGRESS_DNS_PROXY_LISTEN="0.0.0.0",
     )
+    proxy.wait_for("daemon.ready", listeners=2)
+    give_pod(deployment.lab, LATE)
+    for port, destination in ((PORT, NAME), (PORT + 1, f"{LATE}:{PORT + 1}")):
+        proxy.wait_for(
+            "destination.denied", destination=destination, address=LATE, error=OWN_LISTENER
+        )
+        proxy.wait_for("listener.closed", listener=port)
+        with pytest.raises(ConnectionRefusedError):
+            deployment.lab.client.connect(POD.v4, port)
+    proxy.wait_for("destination.unresolved", destination=NAME)
+    assert proxy.stop() == 0
+    assert [each for each in proxy.records if each["event"] == "connection.closed"] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        (POD.v4, f"'{POD.v4}:{PORT}': {OWN_LISTENER} is never connected to; "),
+        (OUTSIDE.v6, f"'{OUTSIDE.v6}': there is no IPv6 source address to reach it from; "),
+    ],
+    ids=["the pod's own", "without a source"],
+)
+def test_an_address_that_leads_nowhere_is_refused_at_start(
+    deployment: Deployment, address: str, problem: str
+) -> None:
+    proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {address}")
+    assert proxy.wait() == 1
+    assert proxy.stderr.startswith(f"EGRESS_DNS_PROXY_DESTINATION line 1: {problem}")
 
 
 def test_sessions_to_a_withdrawn_address_end_if_that_is_wanted(deployment: Deployment) -> None:

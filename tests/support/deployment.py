@@ -88,15 +88,22 @@ LEAST_PRIVILEGE = PodSecurity(
 
 
 class Deployment:
-    """The pod in `lab`, its name server on the node, and a listener for each destination."""
+    """The pod in `lab`, its name server on the node, and a listener for each destination.
 
-    def __init__(self, lab: Lab, security: PodSecurity = AS_DOCUMENTED) -> None:
+    The pod's resolv.conf is mounted by itself, as the kubelet does it, or with `own_etc` is a file
+    of its /etc, where another one can take its place.
+    """
+
+    def __init__(
+        self, lab: Lab, security: PodSecurity = AS_DOCUMENTED, *, own_etc: bool = False
+    ) -> None:
         self.lab = lab
         self._security = security
+        self._own_etc = own_etc
         with ExitStack() as stack:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            self.resolv_conf = directory / "resolv.conf"
-            self.resolv_conf.write_text(RESOLV_CONF)
+            self._etc = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            self._resolv_conf = self._etc / "resolv.conf"
+            self._resolv_conf.write_text(RESOLV_CONF)
             address = CLUSTER_DNS.v4, 53
             self.dns = stack.enter_context(
                 DnsServer(lab.node.bind(*address), lab.node.listen(*address))
@@ -122,6 +129,15 @@ class Deployment:
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+    def change_resolv_conf(self, text: str) -> None:
+        """Write `text` in place, or with an /etc of its own into a file that takes the place."""
+        if not self._own_etc:
+            self._resolv_conf.write_text(text)
+            return
+        successor = self._etc / "successor"
+        successor.write_text(text)
+        successor.rename(self._resolv_conf)
 
     def init(self, **more_env: str) -> list[Record]:
         """Run the init container to its end, which must be a good one; its records."""
@@ -171,4 +187,6 @@ class Deployment:
         return upstream
 
     def _container(self, container: Container) -> Container:
-        return dataclasses.replace(container, resolv_conf=str(self.resolv_conf))
+        if self._own_etc:
+            return dataclasses.replace(container, etc=str(self._etc))
+        return dataclasses.replace(container, resolv_conf=str(self._resolv_conf))

@@ -39,13 +39,18 @@ _DATAGRAM_BYTES = 65535
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Name:
-    """What the zone says of a name; `truncated` is over UDP only, and TCP has the whole answer."""
+    """What the zone says of a name.
+
+    `rcode` is said to questions of one kind, `failing`, or to all. `truncated` is over UDP only,
+    and TCP has the whole answer.
+    """
 
     a: tuple[str, ...] = ()
     aaaa: tuple[str, ...] = ()
     cname: str | None = None
     ttl_s: int = 30
     rcode: Rcode = Rcode.NOERROR
+    failing: str | None = None
     truncated: bool = False
 
 
@@ -73,7 +78,8 @@ def answer(
         if entry.truncated and transport == "udp":
             response.flags |= dns.flags.TC
             break
-        response.set_rcode(entry.rcode)
+        if entry.failing in {None, RdataType(kind).name}:
+            response.set_rcode(entry.rcode)
         if entry.cname is None:
             texts = {RdataType.A: entry.a, RdataType.AAAA: entry.aaaa}.get(kind)
             if texts:
@@ -97,7 +103,7 @@ class DnsServer:
         self.zone: dict[str, Name] = {}
         self.queries: list[Query] = []
         self._news = threading.Condition()
-        self._held: dict[str, list[Callable[[], None]]] = {}
+        self._held: dict[tuple[str, str | None], list[Callable[[], None]]] = {}
         self._closing = False
         self._sockets = [udp, tcp]
         self._threads: list[threading.Thread] = []
@@ -154,15 +160,15 @@ class DnsServer:
             if not self._news.wait_for(lambda: len(self.asked(name, kind)) >= times, timeout_s):
                 raise AssertionError(f"no query for {name} in {timeout_s} s, but {self.queries}")
 
-    def hold(self, name: str) -> None:
-        """Keep back answers for `name` until `release`."""
+    def hold(self, name: str, kind: str | None = None) -> None:
+        """Keep back answers for `name`, of one `kind` or of all, until `release`."""
         with self._news:
-            self._held.setdefault(name, [])
+            self._held.setdefault((name, kind), [])
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, kind: str | None = None) -> None:
         """Send the answers kept back, as the zone has them now, and hold no longer."""
         with self._news:
-            replies = self._held.pop(name)
+            replies = self._held.pop((name, kind))
         for reply in replies:
             reply()
 
@@ -209,10 +215,10 @@ class DnsServer:
         with self._news:
             self.queries.append(query)
             self._news.notify_all()
-            held = self._held.get(query.name)
-            if held is not None:
-                held.append(reply)
-                return
+            for kind in (None, query.kind):
+                if (held := self._held.get((query.name, kind))) is not None:
+                    held.append(reply)
+                    return
         reply()
 
 

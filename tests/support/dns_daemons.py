@@ -1,7 +1,8 @@
-"""Real name servers from Debian, in a namespace: dnsmasq by itself, or behind unbound.
+"""Real name servers from Debian, in a namespace: dnsmasq alone, or delegated to by unbound.
 
-dnsmasq knows the records and nobody else to ask; unbound is sent to it for one zone, as a
-delegation would do. Both are asked on port 53 of one address.
+unbound knows the parent zone and nothing else: an NS record and its glue there refer it to dnsmasq,
+which knows the records and nobody else to ask. unbound stays, with all that it remembers, when
+dnsmasq goes and comes back with other records.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tests.support.network import Namespace
+    from tests.support.processes import Process
 
 ZONE = "example.com"
 # Seconds: short, and far below what the proxy takes as the shortest.
 TTL_S = 1
-_BEHIND_PORT = 5353
 
+_PARENT = "com"
+_PARENT_ZONE = """\
+$ORIGIN {parent}.
+$TTL 3600
+@ SOA ns.invalid. admin.invalid. 1 3600 600 86400 {ttl}
+@ NS ns.invalid.
+{zone}. NS ns.{zone}.
+ns.{zone}. A {delegated}
+"""
 _UNBOUND_CONF = """\
 server:
     interface: {address}
@@ -34,12 +44,12 @@ server:
     directory: "{directory}"
     pidfile: ""
     module-config: "iterator"
-    do-not-query-localhost: no
     cache-max-negative-ttl: {ttl}
     infra-host-ttl: {ttl}
-stub-zone:
-    name: "{zone}"
-    stub-addr: 127.0.0.1@{port}
+auth-zone:
+    name: "{parent}"
+    zonefile: "parent.zone"
+    for-downstream: no
 """
 
 
@@ -49,41 +59,33 @@ def find(daemon: str) -> str | None:
 
 
 class DnsDaemons:
-    """Serves `records`, names with one IPv4 address each, on `address`; `kind` is who answers.
+    """Asked on port 53 of `address`, as long as the ``with`` block lasts; `kind` is who answers.
 
-    Leaving the ``with`` block ends it, and another one may be started in its place.
+    dnsmasq listens on port 53 of `delegated`, if it is not who answers.
     """
 
     def __init__(
-        self,
-        kind: str,
-        namespace: Namespace,
-        address: str,
-        records: Mapping[str, str],
-        directory: Path,
+        self, kind: str, namespace: Namespace, address: str, delegated: str, directory: Path
     ) -> None:
+        self._namespace = namespace
+        self._knowing = address
         with ExitStack() as stack:
-            front = kind == "dnsmasq"
-            where = (address, 53) if front else ("127.0.0.1", _BEHIND_PORT)
-            self.processes = [
-                stack.enter_context(namespace.start(*_dnsmasq(where, records), env={}))
-            ]
-            if not front:
+            if kind == "unbound":
+                self._knowing = delegated
+                values = {
+                    "address": address,
+                    "delegated": delegated,
+                    "directory": directory,
+                    "parent": _PARENT,
+                    "ttl": TTL_S,
+                    "zone": ZONE,
+                }
+                (directory / "parent.zone").write_text(_PARENT_ZONE.format_map(values))
                 conf = directory / "unbound.conf"
-                conf.write_text(
-                    _UNBOUND_CONF.format(
-                        address=address,
-                        directory=directory,
-                        ttl=TTL_S,
-                        zone=ZONE,
-                        port=_BEHIND_PORT,
-                    )
-                )
+                conf.write_text(_UNBOUND_CONF.format_map(values))
                 unbound = find("unbound")
                 assert unbound is not None
-                self.processes.append(
-                    stack.enter_context(namespace.start(unbound, "-c", str(conf), env={}))
-                )
+                stack.enter_context(namespace.start(unbound, "-c", str(conf), env={}))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -97,24 +99,24 @@ class DnsDaemons:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
+    def serving(self, records: Mapping[str, str]) -> Process:
+        """The server that knows `records`, names with one IPv4 address each.
 
-def _dnsmasq(where: tuple[str, int], records: Mapping[str, str]) -> list[str]:
-    dnsmasq = find("dnsmasq")
-    assert dnsmasq is not None
-    address, port = where
-    return [
-        dnsmasq,
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--no-resolv",
-        "--no-hosts",
-        "--log-facility=-",
-        "--user=root",
-        "--group=root",
-        "--pid-file=",
-        f"--listen-address={address}",
-        "--bind-interfaces",
-        f"--port={port}",
-        f"--local=/{ZONE}/",
-        *(f"--host-record={name},{to},{TTL_S}" for name, to in records.items()),
-    ]
+        Leaving its ``with`` block ends it, and another one may be started in its place.
+        """
+        dnsmasq = find("dnsmasq")
+        assert dnsmasq is not None
+        return self._namespace.start(
+            dnsmasq,
+            # In the foreground, and as who it is: root of a user namespace can't give up groups.
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--log-facility=-",
+            f"--listen-address={self._knowing}",
+            "--bind-interfaces",
+            f"--local=/{ZONE}/",
+            *(f"--host-record={name},{to},{TTL_S}" for name, to in records.items()),
+            env={},
+        )

@@ -65,14 +65,17 @@ class LabUnavailableError(Exception):
 class Container:
     """What a command has of its own, as a container would give it.
 
-    `resolv_conf` is the path of a file to be seen as /etc/resolv.conf. `read_only` takes every
-    file system, /proc/sys among them. `capabilities` are all that root keeps; None is every one.
-    `uid` is a user and group without any capability; 0 is root. `system_calls` are all that it may
-    make, by name; None is every one. Without CAP_SYS_ADMIN they need one of the two before, for its
-    no_new_privs, and always libseccomp.
+    `resolv_conf` is the path of a file to be seen as /etc/resolv.conf, `etc` that of a directory to
+    be seen as /etc. `inotify` is whether any instance is left of them (inotify(7)). `read_only`
+    takes every file system, /proc/sys among them. `capabilities` are all that root keeps; None is
+    every one. `uid` is a user and group without any capability; 0 is root. `system_calls` are all
+    that it may make, by name; None is every one. Without CAP_SYS_ADMIN they need one of the two
+    before, for its no_new_privs, and always libseccomp.
     """
 
     resolv_conf: str | None = None
+    etc: str | None = None
+    inotify: bool = True
     read_only: bool = False
     capabilities: tuple[str, ...] | None = None
     uid: int = 0
@@ -199,17 +202,21 @@ def _allow_system_calls(names: tuple[str, ...]) -> None:
 def _launch(network: int, container: Container, argv: list[str]) -> None:
     setns(network, CLONE_NEWNET)
     os.close(network)
-    if container.resolv_conf is not None:
-        unshare(CLONE_NEWNS)
-        # Where systemd shares mounts, the next one would show up in the machine's own /etc.
-        _mount("none", "/", _MS_REC | _MS_PRIVATE)
-        _mount(container.resolv_conf, "/etc/resolv.conf", _MS_BIND)
+    for source, target in ((container.resolv_conf, "/etc/resolv.conf"), (container.etc, "/etc")):
+        if source is not None:
+            unshare(CLONE_NEWNS)
+            # Where systemd shares mounts, the next one would show up in the machine's own /etc.
+            _mount("none", "/", _MS_REC | _MS_PRIVATE)
+            _mount(source, target, _MS_BIND)
     if container.capabilities is not None:
         _drop_capabilities(keep=container.capabilities)
-    if container.uid != 0:
+    if container.uid != 0 or not container.inotify:
         # Root of a user namespace knows no other user than itself, so setuid() can't do it; a
         # namespace inside has no power over the network, which belongs to the outer one.
         _enter_user_namespace(uid=container.uid)
+    if not container.inotify:
+        # The limit of this user namespace alone (user_namespaces(7)).
+        Path("/proc/sys/user/max_inotify_instances").write_text("0")
     if container.read_only:
         # Only now: entering a user namespace writes files below /proc.
         unshare(CLONE_NEWNS)

@@ -24,6 +24,7 @@ def destination(
         name=name,
         state=state,
         upstreams=(Upstream(address="192.0.2.1", healthy=True),),
+        upstream_failures=0,
         active=0,
         total=0,
         ended={"finished": 0},

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.connector import PENALTY_S, Endpoint, Upstreams
+from egress_proxy.connector import ATTEMPT_DELAY_S, PENALTY_S, Endpoint, Upstreams
 from egress_proxy.records import UpstreamFailed, UpstreamRecovered
+from tests.support.manual_loop import ManualLoop
 
 if TYPE_CHECKING:
     from egress_proxy.records import Record
@@ -100,6 +101,55 @@ def test_one_client_tries_an_address_whose_penalty_is_over_and_the_others_wait(
     assert Counter(firsts(upstreams, 300, later + PENALTY_S))[str(B)] == 1
     failed.succeed()
     assert Counter(firsts(upstreams, 300, later + PENALTY_S))[str(B)] == 100
+
+
+class Clients:
+    """A thousand in a minute, each served as a race would, by addresses of which `A` answers.
+
+    `B` refuses, `C` is silent. `tried` counts the attempts, `took_s` is the time of each client.
+    """
+
+    def __init__(self) -> None:
+        self.tried: Counter[object] = Counter()
+        self.took_s: list[float] = []
+        self._upstreams = make_upstreams()
+        self._upstreams.replace([A, B, C])
+        self._loop = ManualLoop(NOW)
+        for number in range(1000):
+            self._loop.call_later(number * 0.06, self._begin)
+        self._loop.advance(61)
+
+    def _begin(self) -> None:
+        started_at = self._loop.time()
+        left = iter(self._upstreams.in_order(started_at))
+        silent: list[Endpoint] = []
+
+        def attempt() -> None:
+            now = self._loop.time()
+            for endpoint in left:
+                self.tried[endpoint.address] += 1
+                if endpoint.address == C:
+                    silent.append(endpoint)
+                    self._loop.call_later(ATTEMPT_DELAY_S, attempt)
+                    return
+                if endpoint.address == A:
+                    break
+                endpoint.fail(now, "Connection refused")
+            for beaten in silent:
+                beaten.fail(now, "silent while another address answered")
+            self.took_s.append(now - started_at)
+
+        attempt()
+
+
+def test_of_a_thousand_clients_one_in_ten_seconds_probes_each_failed_address() -> None:
+    clients = Clients()
+    assert len(clients.took_s) == clients.tried[A] == 1000
+    # Two may find out at first, and then every ten seconds one.
+    assert 6 <= clients.tried[B] <= 7
+    assert 6 <= clients.tried[C] <= 8
+    assert sum(took_s > 0 for took_s in clients.took_s) == clients.tried[C]
+    assert max(clients.took_s) == pytest.approx(ATTEMPT_DELAY_S)
 
 
 def test_the_turns_of_a_failed_address_go_to_all_others(upstreams: Upstreams) -> None:

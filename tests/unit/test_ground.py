@@ -86,8 +86,22 @@ def test_where_the_kernel_chooses_there_is_nothing_to_lose() -> None:
     around = Surroundings()
     around.interfaces.clear()
     ground = ground_on(around, {})
-    ground.start()
     ground.examine()
     assert ground.families == set(BOTH)
     assert (ground.sources, around.records) == ((), [])
-    ground.stop()
+
+
+@pytest.mark.parametrize("sources", [BOTH, {}], ids=["fixed", "the kernel's choice"])
+def test_every_address_of_the_pod_is_told_when_it_comes_and_goes(sources: dict[int, str]) -> None:
+    around = Surroundings()
+    told: list[set[str]] = []
+    ground = ground_on(around, dict(sources))
+    ground.on_own = lambda own: told.append(set(map(str, own)))
+    ground.examine()
+    around.down = frozenset({"lo"})
+    ground.examine()
+    around.interfaces["net2"] = (ip_address("192.0.2.77"),)
+    ground.examine()
+    del around.interfaces["net2"]
+    ground.examine()
+    assert told == [{V4, V6}, {V4, V6, "192.0.2.77"}, {V4, V6}]

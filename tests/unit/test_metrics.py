@@ -10,24 +10,38 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from egress_proxy.metrics import CONNECT_DURATION, METRICS, PREFIX, exposition
-from egress_proxy.status import Connects
+from egress_proxy.status import Connects, Upstream
 from tests.support.needs import do_without
 from tests.support.snapshots import destination, name, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+FAILED = (
+    Upstream(address="192.0.2.1", healthy=True),
+    Upstream(address="192.0.2.2", healthy=False),
+    Upstream(address="192.0.2.3", healthy=False),
+)
 EXAMPLE = replace(
     status(
         replace(
             destination(),
             active=2,
             ended={"finished": 3, "error": 1},
+            upstreams=FAILED[:2],
+            upstream_failures=4,
             bytes_to_upstream=5,
             bytes_to_client=7,
         ),
         destination("refusing", port=81, name="a.example"),
-        replace(destination("removed", port=82), ended={"finished": 1}),
+        # Another port that leads where the first one does, and has found out something else.
+        replace(
+            destination("removed", port=82),
+            destination="192.0.2.1:80",
+            ended={"finished": 1},
+            upstreams=FAILED[1:],
+            upstream_failures=4,
+        ),
         names=(name("timed out"), replace(name(), name="b.example", addresses=2, last_success=9.5)),
         source="no interface has it",
     ),
@@ -40,17 +54,21 @@ EXPECTED = f"""\
 egress_proxy_connections_total{{destination="192.0.2.1:80",listener="80",reason="finished"}} 3.0
 egress_proxy_connections_total{{destination="192.0.2.1:80",listener="80",reason="error"}} 1.0
 egress_proxy_connections_total{{destination="a.example:81",listener="81",reason="finished"}} 0.0
-egress_proxy_connections_total{{destination="192.0.2.1:82",listener="82",reason="finished"}} 1.0
+egress_proxy_connections_total{{destination="192.0.2.1:80",listener="82",reason="finished"}} 1.0
 egress_proxy_connections_active{{{HERE}}} 2.0
 egress_proxy_connections_active{{destination="a.example:81",listener="81"}} 0.0
-egress_proxy_connections_active{{destination="192.0.2.1:82",listener="82"}} 0.0
+egress_proxy_connections_active{{destination="192.0.2.1:80",listener="82"}} 0.0
 egress_proxy_connections_limit 1000.0
 egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_upstream",listener="80"}} 5.0
 egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_client",listener="80"}} 7.0
 egress_proxy_bytes_total{{destination="a.example:81",direction="to_upstream",listener="81"}} 0.0
 egress_proxy_bytes_total{{destination="a.example:81",direction="to_client",listener="81"}} 0.0
-egress_proxy_bytes_total{{destination="192.0.2.1:82",direction="to_upstream",listener="82"}} 0.0
-egress_proxy_bytes_total{{destination="192.0.2.1:82",direction="to_client",listener="82"}} 0.0
+egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_upstream",listener="82"}} 0.0
+egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_client",listener="82"}} 0.0
+egress_proxy_upstream_failures_total{{destination="192.0.2.1:80"}} 4.0
+egress_proxy_upstream_failures_total{{destination="a.example:81"}} 0.0
+egress_proxy_upstream_addresses_failed{{destination="192.0.2.1:80"}} 2.0
+egress_proxy_upstream_addresses_failed{{destination="a.example:81"}} 0.0
 egress_proxy_dns_lookups_total{{destination="a.example",result="resolved"}} 0.0
 egress_proxy_dns_lookups_total{{destination="b.example",result="resolved"}} 0.0
 egress_proxy_dns_addresses{{destination="a.example"}} 0.0

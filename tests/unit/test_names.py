@@ -311,9 +311,48 @@ def test_a_denied_address_is_told_once_and_again_when_it_comes_back() -> None:
     assert len(life.told(DestinationDenied)) == 2
 
 
+def leading_back(*own: str) -> Denials:
+    return Denials(own=frozenset(map(ip_address, own)), listening=frozenset({443}))
+
+
+def test_addresses_that_become_the_pods_own_are_let_go_at_once_and_come_back() -> None:
+    life = Life()
+
+    async def lookup(name: str) -> Answer:
+        assert name == NAME
+        life.asked_at.append(asyncio.get_running_loop().time())
+        return TWO
+
+    async def main() -> None:
+        keeper = NameKeeper(NAME, lookup, life, NEVER)
+        keeper.serve(life.ports[0])
+        running = asyncio.create_task(keeper.run())
+        await keeper.asked.wait()
+        for own in (("192.0.2.1",), (), ("192.0.2.1", "192.0.2.2")):
+            keeper.denials = leading_back(*own)
+            keeper.judge()
+        # With nothing left it is asked again, for others, and says why there are none.
+        await asyncio.sleep(2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run_simulated(main())
+    assert life.ports[0].told == [
+        ("192.0.2.1", "192.0.2.2"),
+        ("192.0.2.2",),
+        ("192.0.2.1", "192.0.2.2"),
+        (),
+    ]
+    denied = [record.address for record in life.records if isinstance(record, DestinationDenied)]
+    assert denied == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+    assert life.asked_at == pytest.approx([0, 1])
+    assert life.told(DestinationUnresolved) == [
+        DestinationUnresolved(destination=NAME, error=DENIED, retry_s=1.0)
+    ]
+
+
 def test_a_name_that_leads_back_to_a_listener_reaches_no_port() -> None:
-    denials = Denials(own=frozenset({ip_address("192.0.2.1")}), listening=frozenset({443}))
-    life = live([TWO], 10, denials=denials)
+    life = live([TWO], 10, denials=leading_back("192.0.2.1"))
     assert [port.told for port in life.ports] == 2 * [[("192.0.2.2",)]]
 
 

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
                 "port 80 refuses its clients: no source address to reach it from",
             ],
         ),
+        (
+            status(destination("refusing")),
+            ["port 80 refuses its clients: its address is the pod's own by now"],
+        ),
         (status(destination("removed")), ["there is no destination"]),
     ],
 )

@@ -13,6 +13,8 @@ from egress_proxy.records import (
     DestinationUnresolved,
     Reason,
     Record,
+    UpstreamFailed,
+    UpstreamRecovered,
 )
 from egress_proxy.tally import BOUNDS_S, Tally
 
@@ -117,6 +119,21 @@ def test_a_name_from_its_first_answer_to_an_outage() -> None:
     assert stale.lookups == {"resolved": 1, "stale": 1, "unresolved": 1}
     tally.observe(RESOLVED)
     assert not tally.name("a.example").stale
+
+
+def test_failures_of_upstreams_by_destination_until_it_is_forgotten() -> None:
+    address = "192.0.2.1"
+    failed = UpstreamFailed(destination="a.example:80", address=address, error="", retry_s=10)
+    recovered = UpstreamRecovered(destination="a.example:80", address=address)
+    tally = tally_of(failed, recovered, failed, closed())
+    assert (tally.upstream_failures["a.example:80"], tally.upstream_failures["b.example:80"]) == (
+        2,
+        0,
+    )
+    tally.keep({(81, "a.example:80")}, ())
+    assert tally.upstream_failures == {"a.example:80": 2}
+    tally.keep({(81, "b.example:80")}, ())
+    assert tally.upstream_failures == {}
 
 
 def test_reloads() -> None:

@@ -17,6 +17,7 @@ ZONE = {
     "four.example.com": Name(a=("203.0.113.130",)),
     "failing.example.com": Name(rcode=Rcode.SERVFAIL),
     "refused.example.com": Name(rcode=Rcode.REFUSED),
+    "half.example.com": Name(a=("203.0.113.130",), rcode=Rcode.SERVFAIL, failing="AAAA"),
     "long.example.com": Name(a=("203.0.113.130",), truncated=True),
 }
 
@@ -71,6 +72,11 @@ def test_it_says_why_there_is_no_answer(name: str, rcode: Rcode) -> None:
     response = ask(name)
     assert response.rcode() == rcode
     assert not response.answer
+
+
+def test_one_kind_may_fail_alone() -> None:
+    assert ask("half.example.com").rcode() == Rcode.NOERROR
+    assert ask("half.example.com", "AAAA").rcode() == Rcode.SERVFAIL
 
 
 def test_an_alias_of_nothing_does_not_exist() -> None:
