@@ -125,6 +125,15 @@ $(BENCH_VENV)/installed: pyproject.toml
 bench: $(BENCH_VENV)/installed ## measure beside other proxies (QUICK=1: a minute; ROUNDS, PEERS, OUT)
 	$(BENCH_VENV)/bin/python -m bench $(BENCH)
 
+.PHONY: bench-steps
+bench-steps: $(BENCH_VENV)/installed ## measure beside earlier commits of this project (STEPS="hash hash"; ROUNDS, LOADS, OUT)
+	for step in $(STEPS); do \
+		test -e build/steps/$$step || git worktree add --quiet --detach build/steps/$$step $$step; done
+	$(BENCH_VENV)/bin/python -m bench --rounds $(or $(ROUNDS),9) --seconds 2 --idle 0 \
+		--loads $(or $(LOADS),kept new latency) --peers egress-proxy haproxy nginx \
+		--earlier $(STEPS:%=build/steps/%) --out $(or $(OUT),build/bench)
+	git worktree list --porcelain | sed -n 's|^worktree \(.*/build/steps/.*\)|\1|p' | xargs -r -n1 git worktree remove --force
+
 .PHONY: bench-syscalls
 bench-syscalls: $(BENCH_VENV)/installed ## count the system calls of one connection
 	$(BENCH_VENV)/bin/python -m bench --syscalls $(if $(PEERS),--peers $(PEERS))

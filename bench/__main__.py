@@ -15,8 +15,9 @@ from bench import servers, tools
 from bench.daemons import BenchError
 from bench.descriptors import capacity, raise_descriptor_limit
 from bench.figures import OutputError
+from bench.loads import LOADS
 from bench.machine import describe
-from bench.peers import PEERS
+from bench.peers import PEERS, earlier
 from bench.report import Run, syscalls_table, write
 from bench.rounds import Bench
 from bench.syscalls import count_all
@@ -26,6 +27,10 @@ from tests.support.namespaces import become_root
 
 def main() -> int:
     options = _parser().parse_args()
+    for number, checkout in enumerate(options.earlier):
+        peer = earlier(checkout.resolve(), number)
+        PEERS[peer.name] = peer
+        options.peers.append(peer.name)
     # The ordinary way out closes everything.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
@@ -62,6 +67,7 @@ def _run(options: argparse.Namespace) -> None:
             # Some room for the requests beside the idle ones.
             idle=min(options.idle, capacity() - 200),
             wanted=frozenset(options.peers),
+            loads=tuple(load for load in LOADS if load.name in (options.loads or load.name)),
             report=lambda line: print(line, flush=True),
         )
         rounds = 0 if options.syscalls else options.rounds
@@ -90,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=int, default=3, help="length of one measurement")
     parser.add_argument("--idle", type=int, default=10_000, help="idle connections")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--loads", nargs="+", choices=[load.name for load in LOADS])
+    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="other checkouts")
     parser.add_argument("--syscalls", action="store_true", help="count system calls, no more")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return parser

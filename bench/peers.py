@@ -37,6 +37,8 @@ class Peer:
     title: str
     first_port: int
     command: Callable[[Peer, Path], tuple[list[str], Mapping[str, str]]] | None
+    # Whether it is this project as it was.
+    earlier: bool = False
 
     def endpoint(self, server: str) -> tuple[str, int]:
         """Where a client connects to reach the server of that name."""
@@ -56,14 +58,14 @@ class Peer:
         return Daemon(topology.pod, core, *argv, env=env)
 
 
-def _project(peer: Peer, *, debug: bool) -> tuple[list[str], Mapping[str, str]]:
+def _project(peer: Peer, *, debug: bool) -> tuple[list[str], dict[str, str]]:
     destinations = (f"{own} {REMOTE.v4} {remote}" for own, remote in peer.listeners())
     return [EGRESS_PROXY, "run"], {
         "EGRESS_DNS_PROXY_DESTINATION": "\n".join(destinations),
         "EGRESS_DNS_PROXY_DEBUG": "1" if debug else "",
         "EGRESS_INTERFACE": EGRESS_INTERFACE,
-        # Two of them run in one pod here.
-        "EGRESS_DNS_PROXY_ADMIN_LISTEN": f":{9153 + debug}",
+        # Several of them run in one pod here.
+        "EGRESS_DNS_PROXY_ADMIN_LISTEN": f":{9053 + peer.first_port}",
     }
 
 
@@ -73,6 +75,17 @@ def _quiet(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
 
 def _logging(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
     return _project(peer, debug=True)
+
+
+def earlier(checkout: Path, number: int) -> Peer:
+    """This project as it was, from another checkout, with the libraries of today."""
+
+    def command(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
+        argv, env = _project(peer, debug=False)
+        return argv, {**env, "PYTHONPATH": str(checkout)}
+
+    title = f"egress-proxy at {checkout.name}"
+    return Peer(checkout.name, title, 150 + 10 * number, command, earlier=True)
 
 
 _HAPROXY = """\

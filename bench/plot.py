@@ -82,11 +82,11 @@ def _panels(rows: Sequence[Row]) -> list[Panel]:
         for load in LOADS
         if load.name != "latency"
     ]
-    return [
-        *panels,
+    panels += [
         Panel("one kept connection: median, µs", _bars(rows, "latency", lambda r: r.latency_us)),
         Panel("idle connections: memory, KiB/pair", _bars(rows, IDLE, _kibibytes)),
     ]
+    return [panel for panel in panels if panel.bars]
 
 
 def _kibibytes(row: Row) -> float | None:

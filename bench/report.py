@@ -118,7 +118,8 @@ def _ratios(rows: Sequence[Row]) -> str:
         " same round; for one kept connection, its median latency instead. Below 1 this project"
         " needs less. In brackets the lowest and the highest of the rounds, and the goal.\n\n"
     )
-    peers = [peer for peer in (HAPROXY, HAPROXY_SPLICE, NGINX) if _of(rows, None, peer.name)]
+    others = (HAPROXY, HAPROXY_SPLICE, NGINX, *(peer for peer in PEERS.values() if peer.earlier))
+    peers = [peer for peer in others if _of(rows, None, peer.name)]
     lines = []
     for load in LOADS:
         cells = [load.title]

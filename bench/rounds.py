@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bench.clocks import Clocks, resident_octets
 from bench.daemons import BenchError
 from bench.figures import rotated
-from bench.loads import KEPT, LOADS, Load, Stand, check_path, idle_connections
+from bench.loads import KEPT, Load, Stand, check_path, idle_connections
 from bench.peers import FORWARDING, LOGGING, PEERS, Peer
 from bench.samples import IDLE, Sample
 
@@ -37,6 +37,7 @@ class Bench:
     seconds: int
     idle: int
     wanted: frozenset[str]
+    loads: tuple[Load, ...]
     report: Callable[[str], None]
 
     def run_round(self, number: int) -> list[Sample]:
@@ -54,7 +55,7 @@ class Bench:
         samples = []
         with ExitStack() as stack:
             daemons = {peer.name: self._start(stack, peer) for peer in peers}
-            for load in LOADS:
+            for load in self.loads:
                 for peer in peers:
                     # Without a connection that ends there is nothing to log.
                     if peer != LOGGING or load.name == "new":

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from bench.peers import FORWARDING, PEERS, PROJECT
+from bench.peers import FORWARDING, PEERS, PROJECT, earlier
 from bench.servers import PORTS
 from bench.topology import POD, REMOTE, RESERVED
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-PROXIES = [peer for peer in PEERS.values() if peer.command]
+EARLIER = [earlier(Path("build/steps", ref), number) for number, ref in enumerate(("a1", "b2"))]
+PROXIES = [peer for peer in [*PEERS.values(), *EARLIER] if peer.command]
 
 
 def test_no_two_proxies_share_a_port_nor_take_an_ephemeral_one() -> None:
@@ -35,3 +33,10 @@ def test_every_proxy_is_told_the_same(tmp_path: Path) -> None:
         assert REMOTE.v4 in told
         # This project finds the reserved address on its interface.
         assert RESERVED.v4 in told or env["EGRESS_INTERFACE"]
+
+
+def test_an_earlier_version_is_taken_from_its_checkout(tmp_path: Path) -> None:
+    for peer in EARLIER:
+        assert peer.command
+        _, env = peer.command(peer, tmp_path)
+        assert env["PYTHONPATH"] == f"build/steps/{peer.name}"
