@@ -134,6 +134,10 @@ bench-steps: $(BENCH_VENV)/installed ## measure beside earlier commits of this p
 		--earlier $(STEPS:%=build/steps/%) --out $(or $(OUT),build/bench)
 	git worktree list --porcelain | sed -n 's|^worktree \(.*/build/steps/.*\)|\1|p' | xargs -r -n1 git worktree remove --force
 
+.PHONY: bench-scaling
+bench-scaling: $(BENCH_VENV)/installed ## measure two processes against one, and HAProxy's threads
+	$(BENCH_VENV)/bin/python -m bench.scaling --rounds $(or $(ROUNDS),5)
+
 .PHONY: bench-syscalls
 bench-syscalls: $(BENCH_VENV)/installed ## count the system calls of one connection
 	$(BENCH_VENV)/bin/python -m bench --syscalls $(if $(PEERS),--peers $(PEERS))

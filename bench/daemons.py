@@ -26,9 +26,9 @@ class BenchError(Exception):
     """The benchmark can't go on, or its figures would not mean what they say."""
 
 
-def pinned(core: int, *argv: str) -> list[str]:
-    """The command line of `argv` on one core."""
-    return ["/usr/bin/taskset", "--cpu-list", str(core), *argv]
+def pinned(cores: int | str, *argv: str) -> list[str]:
+    """The command line of `argv` on one core, or on those of a list such as ``0,1``."""
+    return ["/usr/bin/taskset", "--cpu-list", str(cores), *argv]
 
 
 class Daemon:
@@ -41,7 +41,7 @@ class Daemon:
     def __init__(
         self,
         namespace: Namespace,
-        core: int,
+        cores: int | str,
         *argv: str,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ class Daemon:
         self._namespace = namespace
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
         self._popen = subprocess.Popen(
-            PRIVILEGED.launcher(namespace.descriptor, *pinned(core, *argv)),
+            PRIVILEGED.launcher(namespace.descriptor, *pinned(cores, *argv)),
             env={"PATH": PATH, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=self._output,

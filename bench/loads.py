@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.peers import Peer
     from bench.topology import Topology
 
-_WRK_SCRIPT = str(Path(__file__).with_name("wrk.lua"))
+WRK_SCRIPT = str(Path(__file__).with_name("wrk.lua"))
 _REQUEST = b"GET / HTTP/1.1\r\nHost: remote\r\n\r\n"
 # A proxy that has just taken its connections may still have work to do for them.
 _SETTLE_S = 0.3
@@ -78,7 +78,7 @@ def requests(stand: Stand, server: str, connections: int) -> Work:
     output = _generate(
         stand,
         *("wrk", "--threads", "1", "--connections", str(connections)),
-        *("--duration", f"{stand.seconds}s", "--script", _WRK_SCRIPT),
+        *("--duration", f"{stand.seconds}s", "--script", WRK_SCRIPT),
         *(["--header", "Connection: close"] if server == "new" else []),
         f"http://{address}:{port}/",
     )
@@ -171,4 +171,4 @@ LOADS = (
         run=lambda stand: requests(stand, "kept", 1),
     ),
 )
-KEPT = LOADS[2]
+KEPT, NEW = LOADS[2], LOADS[3]

@@ -50,12 +50,12 @@ class Peer:
         """The pod's port for each of the servers' ports."""
         return [(self.endpoint(server)[1], port) for server, port in PORTS.items()]
 
-    def start(self, topology: Topology, core: int, directory: Path) -> Daemon | None:
+    def start(self, topology: Topology, cores: int | str, directory: Path) -> Daemon | None:
         """Start it; its configuration is written to `directory`. None if nothing has to run."""
         if self.command is None:
             return None
         argv, env = self.command(self, directory)
-        return Daemon(topology.pod, core, *argv, env=env)
+        return Daemon(topology.pod, cores, *argv, env=env)
 
 
 def _project(peer: Peer, *, debug: bool) -> tuple[list[str], dict[str, str]]:
@@ -90,7 +90,7 @@ def earlier(checkout: Path, number: int) -> Peer:
 
 _HAPROXY = """\
 global
-    nbthread 1
+    nbthread {threads}
     maxconn {maximum}
     maxpipes 256
 defaults
@@ -111,8 +111,11 @@ listen port{own}
 """
 
 
-def _haproxy(peer: Peer, directory: Path, *, splice: bool) -> tuple[list[str], Mapping[str, str]]:
+def _haproxy(
+    peer: Peer, directory: Path, *, splice: bool = False, threads: int = 1
+) -> tuple[list[str], Mapping[str, str]]:
     text = _HAPROXY.format(
+        threads=threads,
         maximum=capacity(),
         source=RESERVED.v4,
         splice="    option splice-auto" if splice else "",
@@ -126,11 +129,15 @@ def _haproxy(peer: Peer, directory: Path, *, splice: bool) -> tuple[list[str], M
 
 
 def _haproxy_copy(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
-    return _haproxy(peer, directory, splice=False)
+    return _haproxy(peer, directory)
 
 
 def _haproxy_splice(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
     return _haproxy(peer, directory, splice=True)
+
+
+def _haproxy_threads(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
+    return _haproxy(peer, directory, threads=2)
 
 
 _NGINX = """\
@@ -175,5 +182,8 @@ HAPROXY = Peer("haproxy", "HAProxy", 120, _haproxy_copy)
 HAPROXY_SPLICE = Peer("haproxy-splice", "HAProxy, `option splice-auto`", 130, _haproxy_splice)
 NGINX = Peer("nginx", "nginx `stream`", 140, _nginx)
 FORWARDING = Peer("forwarding", "IP forwarding, no proxy", 0, None)
+# What `scaling` sets beside one process and one thread.
+PROJECT_TWICE = (PROJECT, Peer("egress-proxy-2", "a second egress-proxy", 190, _quiet))
+HAPROXY_THREADS = Peer("haproxy-2", "HAProxy, two threads", 180, _haproxy_threads)
 
 PEERS = {peer.name: peer for peer in (PROJECT, LOGGING, HAPROXY, HAPROXY_SPLICE, NGINX, FORWARDING)}

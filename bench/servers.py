@@ -49,8 +49,8 @@ http {{
 
 
 @contextmanager
-def running(topology: Topology, core: int, directory: Path) -> Iterator[list[int]]:
-    """Start both servers on `core`; gives their process identifiers."""
+def running(topology: Topology, cores: int | str, directory: Path) -> Iterator[list[int]]:
+    """Start both servers on `cores`; gives their process identifiers."""
     path = directory / "nginx-server.conf"
     path.write_text(
         _NGINX.format(
@@ -62,8 +62,8 @@ def running(topology: Topology, core: int, directory: Path) -> Iterator[list[int
         )
     )
     with (
-        Daemon(topology.remote, core, "nginx", "-c", str(path), "-e", "stderr") as web,
-        Daemon(topology.remote, core, "iperf3", "--server", "--bind", REMOTE.v4) as iperf3,
+        Daemon(topology.remote, cores, "nginx", "-c", str(path), "-e", "stderr") as web,
+        Daemon(topology.remote, cores, "iperf3", "--server", "--bind", REMOTE.v4) as iperf3,
     ):
         web.wait_for_ports([PORTS["kept"], PORTS["new"]])
         iperf3.wait_for_ports([PORTS["bulk"]])
