@@ -72,6 +72,30 @@ def test_too_few_descriptors_are_told_before_anything_listens() -> None:
         assert one_line(process).startswith(f"{P}MAX_CONNECTIONS: '900000000': the limit of open ")
 
 
+# With fewer than 5, Python itself does not start.
+@pytest.mark.parametrize("descriptors", [8, 12, 194])
+def test_too_few_descriptors_for_anything_are_told_in_a_line(descriptors: int) -> None:
+    with running(f"{free_port()} 127.0.0.1 9", descriptors=descriptors) as process:
+        assert process.wait() == 1
+        assert one_line(process) == (
+            f"the limit of open files is {descriptors}, 195 are needed; "
+            "raise the container's nofile limit (RLIMIT_NOFILE)"
+        )
+        assert process.records == []
+
+
+def test_just_enough_descriptors_serve_one_client(listener: socket.socket) -> None:
+    port = free_port()
+    remote = listener.getsockname()[1]
+    with running(f"{port} 127.0.0.1 {remote}", descriptors=195) as process:
+        assert process.wait_for("daemon.started")["max_connections"] == 1
+        process.wait_for("daemon.ready")
+        session = Session(port, listener)
+        assert session.works()
+        session.finish()
+        assert ended(process)["reason"] == "finished"
+
+
 def test_the_records_of_a_life(listener: socket.socket) -> None:
     port = free_port()
     remote = listener.getsockname()[1]
