@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from egress_proxy.pipes import PipePool
-from egress_proxy.records import ListenerOpened, ListenersPaused, ListenersResumed, Reason
-from tests.support.rig import Rig, turns
+from egress_proxy.records import (
+    ListenerOpened,
+    ListenersPaused,
+    ListenersResumed,
+    Reason,
+    UpstreamFailed,
+)
+from tests.support.rig import Rig, SmallConnector, turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from egress_proxy.connector import Endpoint
     from tests.support.peers import Peer
 
 pytestmark = pytest.mark.asyncio
+
+# What no test can really run out of: all processes would.
+LACKING = (errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @contextmanager
@@ -100,6 +111,50 @@ async def test_a_client_whose_upstream_socket_is_one_too_many_is_reset() -> None
         assert record.reason is Reason.ERROR
         # It comes back by itself.
         await echo(*await rig.pair())
+
+
+@pytest.mark.parametrize("number", [*LACKING, errno.EADDRNOTAVAIL], ids=errno.errorcode.get)
+async def test_what_an_upstream_socket_lacks_is_waited_for(number: int) -> None:
+    """Its client is reset, listeners rest, sessions go on, and the remote is not blamed."""
+    lacking = False
+
+    class Lacking(SmallConnector):
+        def open(self, endpoint: Endpoint) -> socket.SocketType:
+            if lacking:
+                raise OSError(number, "as if")
+            return super().open(endpoint)
+
+    async with Rig(connector=Lacking) as rig:
+        established = await rig.pair()
+        lacking = True
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
+        assert await client.receive_all() == (b"", True)
+        assert rig.admission.paused
+        await echo(*established)
+        lacking = False
+        await echo(*await rig.pair())
+        (record,) = rig.recorder.closed
+        kinds = {type(record) for record in rig.recorder.records}
+        (paused,) = (one for one in rig.recorder.records if isinstance(one, ListenersPaused))
+    assert record.reason is Reason.ERROR
+    assert paused.error == os.strerror(number)
+    assert UpstreamFailed not in kinds
+
+
+@pytest.mark.parametrize("number", LACKING, ids=errno.errorcode.get)
+async def test_what_a_client_lacks_is_waited_for(number: int) -> None:
+    class Lacking:
+        def _accept(self) -> None:
+            raise OSError(number, "as if")
+
+    async with Rig() as rig:
+        established = await rig.pair()
+        rig.forwarder.accept(cast("socket.SocketType", Lacking()))
+        assert rig.admission.paused
+        await echo(*established)
+        await echo(*await rig.pair())
+        assert rig.recorder.closed == []
 
 
 async def test_without_a_pipe_bulk_is_copied() -> None:

@@ -86,7 +86,13 @@ class Rig:
     """A forwarder to `listener`, made with the rules that a test changes."""
 
     def __init__(
-        self, *, maximum: int = 1000, pipes: int = 64, address: str = "127.0.0.1", **rules: float
+        self,
+        *,
+        maximum: int = 1000,
+        pipes: int = 64,
+        address: str = "127.0.0.1",
+        connector: type[Connector] = SmallConnector,
+        **rules: float,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.recorder = Recorder()
@@ -99,7 +105,7 @@ class Rig:
             engine=Engine(loop, self.reactor, self.pipes),
             wheel=self.wheel,
             admission=self.admission,
-            connector=SmallConnector(self.reactor, {}),
+            connector=connector(self.reactor, {}),
             observer=self.recorder,
         )
         host = ipaddress.ip_address(address)
