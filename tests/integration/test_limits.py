@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from egress_proxy.pipes import PipePool
+from egress_proxy.reactor import Reactor
 from egress_proxy.records import (
     ListenerOpened,
     ListenersPaused,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egress_proxy.connector import Endpoint
+    from egress_proxy.reactor import Watcher
     from tests.support.peers import Peer
 
 pytestmark = pytest.mark.asyncio
@@ -155,6 +157,29 @@ async def test_what_a_client_lacks_is_waited_for(number: int) -> None:
         await echo(*established)
         await echo(*await rig.pair())
         assert rig.recorder.closed == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM], ids=errno.errorcode.get)
+async def test_a_client_that_epoll_has_no_room_for_is_reset(number: int) -> None:
+    """Such as fs.epoll.max_user_watches, one for all processes of a user (epoll(7))."""
+    lacking = True
+
+    class Full(Reactor):
+        def watch(self, sock: socket.SocketType, watcher: Watcher) -> None:
+            if lacking:
+                raise OSError(number, "as if")
+            super().watch(sock, watcher)
+
+    async with Rig(reactor=Full) as rig:
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
+        async with asyncio.timeout(5):
+            (record,) = await rig.recorder.wait_closed()
+        assert await client.receive_all() == (b"", True)
+        assert rig.admission.active == 0
+        lacking = False
+        await echo(*await rig.pair())
+    assert record.reason is Reason.ERROR
 
 
 async def test_without_a_pipe_bulk_is_copied() -> None:

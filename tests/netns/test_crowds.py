@@ -57,7 +57,7 @@ def test_a_flood_leaves_a_session_its_turn(island: Island, session: Session) -> 
     its answer. A command that took all that wait would serve thousands first.
     """
     flood = min(FLOOD, island.maximum - 2)
-    with stopped(island.process.pid):
+    with island.stopped():
         for _ in range(flood):
             island.connect(PORT)
         session.ask()
@@ -135,13 +135,3 @@ def on_one_core(pid: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, pid, os.WSTOPPED)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

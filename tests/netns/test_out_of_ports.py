@@ -87,6 +87,24 @@ def knock(deployment: Deployment, number: int) -> socket.socket:
     return client
 
 
+def test_other_destinations_have_their_ports(deployment: Deployment, cleanup: ExitStack) -> None:
+    """Ports run out for one remote; clients of others are served meanwhile, not after its own."""
+    destinations = f"80 {OUTSIDE.v4}\n100 {OUTSIDE.v4}"
+    proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=destinations)
+    for port in (80, 100):
+        proxy.wait_for("listener.opened", listener=port)
+    for _ in range(PORTS):
+        for end in deployment.connect(80):
+            cleanup.enter_context(end)
+    for _ in range(5 * WAITING):
+        cleanup.enter_context(deployment.lab.client.connect(POD.v4, 80))
+    proxy.wait_for("listener.paused")
+    for end in deployment.connect(100):
+        cleanup.enter_context(end)
+    refused = [record for record in proxy.records if record.get("reason") == "error"]
+    assert len(refused) < WAITING
+
+
 def check(client: socket.socket, upstream: socket.socket) -> None:
     client.sendall(b"still")
     assert upstream.recv(5) == b"still"

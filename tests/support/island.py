@@ -7,8 +7,10 @@ stay in the listener's queue, connected and silent, and cost no descriptor.
 
 from __future__ import annotations
 
+import os
 import re
 import resource
+import signal
 import socket
 from collections import Counter
 from contextlib import ExitStack, contextmanager, suppress
@@ -146,6 +148,20 @@ class Island:
             self.namespace.call(connect)
             wait_until(lambda: self.active() == before + len(made))
         return made
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The command does nothing meanwhile."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+        try:
+            yield
+        finally:
+            os.kill(self.process.pid, signal.SIGCONT)
+
+    def let_go(self) -> None:
+        """Close all clients and upstreams that there are."""
+        self._peers.pop_all().close()
 
     def dismiss_waiting(self) -> int:
         """Accept the upstreams that wait and close them; how many there were."""

@@ -92,12 +92,13 @@ class Rig:
         pipes: int = 64,
         address: str = "127.0.0.1",
         connector: type[Connector] = SmallConnector,
+        reactor: type[Reactor] = Reactor,
         **rules: float,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.recorder = Recorder()
         self.listener = Listener(address)
-        self.reactor = Reactor(loop, self.recorder.report)
+        self.reactor = reactor(loop, self.recorder.report)
         self.pipes = PipePool(pipes)
         self.wheel = Wheel(loop, TICK_S)
         self.admission = Admission(loop, self.recorder, maximum)
