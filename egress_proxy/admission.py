@@ -1,8 +1,9 @@
 """How many clients there may be, and what happens when there can't be more.
 
 One `Admission` serves all listeners. When the maximum is reached, or the kernel runs out of
-descriptors, memory or ports, it pauses them all: nothing spins, clients wait in the kernel's
-backlog, and the first connection that ends opens the listeners again.
+descriptors or memory, it pauses them all: nothing spins, clients wait in the kernel's backlog, and
+the first connection that ends, or time, opens the listeners again. When only one remote has no
+ports left, the listeners of that destination rest alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _RECORD_INTERVAL_S = 1.0
 
 
 class Gate(Protocol):
-    """What pauses and resumes."""
+    """The listeners of one port."""
+
+    @property
+    def port(self) -> int: ...
 
     def pause(self) -> None: ...
 
@@ -39,20 +43,40 @@ class Gate(Protocol):
 
 
 class Admission:
-    """Counts clients up to `maximum`; pauses and resumes `gates`."""
+    """Counts clients up to `maximum`; pauses and resumes gates, all of them or one alone."""
 
     def __init__(self, loop: Timers, observer: Observer, maximum: int) -> None:
         self._loop = loop
         self._observer = observer
+        self._gates: list[Gate] = []
+        self._resting: dict[Gate, Timer] = {}
         self._retry: Timer | None = None
         self._recorded_at = loop.time() - _RECORD_INTERVAL_S
         self._recorded = False
         self._emptied: asyncio.Event | None = None
-        self.gates: list[Gate] = []
         self.maximum = maximum
         self.active = 0
         self.paused = False
         self.pauses = 0
+
+    def open(self, gate: Gate) -> None:
+        """Let `gate` take clients from now on, whenever there is room for them."""
+        self._gates.append(gate)
+        if not self.paused:
+            gate.resume()
+
+    def close(self, gate: Gate) -> None:
+        """Let `gate` take no more clients."""
+        if self.takes_clients(gate):
+            gate.pause()
+        self._gates.remove(gate)
+        timer = self._resting.pop(gate, None)
+        if timer is not None:
+            timer.cancel()
+
+    def takes_clients(self, gate: Gate) -> bool:
+        """Whether `gate`, which is open, is neither paused nor resting."""
+        return not self.paused and gate not in self._resting
 
     def enter(self) -> None:
         """One client more; at the maximum the listeners pause."""
@@ -78,6 +102,17 @@ class Admission:
             self._retry = self._loop.call_later(_RETRY_S, self._try_again)
         self._pause(os.strerror(error_number))
 
+    def rest(self, gate: Gate, error_number: int) -> None:
+        """As `exhausted`, of something that only what `gate` connects to lacks."""
+        if gate in self._gates and gate not in self._resting:
+            if not self.paused:
+                gate.pause()
+            self.pauses += 1
+            recorded = self._record_pause(os.strerror(error_number), gate.port)
+            self._resting[gate] = self._loop.call_later(
+                _RETRY_S, lambda: self._end_rest(gate, recorded=recorded)
+            )
+
     async def emptied(self) -> None:
         """Wait until there is no client."""
         self._emptied = asyncio.Event()
@@ -85,6 +120,9 @@ class Admission:
             await self._emptied.wait()
 
     def stop(self) -> None:
+        for timer in self._resting.values():
+            timer.cancel()
+        self._resting.clear()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -94,23 +132,38 @@ class Admission:
         if self.active < self.maximum:
             self._resume()
 
+    def _end_rest(self, gate: Gate, *, recorded: bool) -> None:
+        del self._resting[gate]
+        if not self.paused:
+            gate.resume()
+        if recorded:
+            self._observer.observe(ListenersResumed(listener=gate.port, connections=self.active))
+
     def _pause(self, error: str) -> None:
         if self.paused:
             return
+        for gate in self._gates:
+            if self.takes_clients(gate):
+                gate.pause()
         self.paused = True
         self.pauses += 1
-        for gate in self.gates:
-            gate.pause()
+        self._recorded = self._record_pause(error, None)
+
+    def _record_pause(self, error: str, listener: int | None) -> bool:
         now = self._loop.time()
-        self._recorded = now - self._recorded_at >= _RECORD_INTERVAL_S
-        if self._recorded:
+        due = now - self._recorded_at >= _RECORD_INTERVAL_S
+        if due:
             self._recorded_at = now
-            self._observer.observe(ListenersPaused(error=error, connections=self.active))
+            self._observer.observe(
+                ListenersPaused(listener=listener, error=error, connections=self.active)
+            )
+        return due
 
     def _resume(self) -> None:
         self.paused = False
-        for gate in self.gates:
-            gate.resume()
+        for gate in self._gates:
+            if self.takes_clients(gate):
+                gate.resume()
         if self._recorded:
             self._observer.observe(ListenersResumed(connections=self.active))
 

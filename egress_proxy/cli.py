@@ -71,6 +71,14 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Forward connections until SIGTERM."""
     wanted = _read_run_settings(environ)
 
+    from egress_proxy import admission  # noqa: PLC0415 - it would cost the other commands memory
+
+    # Before the event loop, which without descriptors aborts the process. Listeners may be more:
+    # the daemon asks again once it knows them all.
+    admission.maximum_connections(
+        wanted.max_connections, admission.raise_descriptor_limit(), len(wanted.destinations)
+    )
+
     # The event loop and DNS are for this command alone.
     import uvloop  # noqa: PLC0415 - see above
 

@@ -7,12 +7,14 @@ records, once, whatever happens to it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, Race
+from egress_proxy.admission import Gate
+from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, NO_PORT, Race
 from egress_proxy.reactor import ERROR, IN
 from egress_proxy.records import ConnectionClosed, Observer, Reason
 from egress_proxy.relay import Relay, reset_on_close
@@ -63,7 +65,7 @@ class Plant:
     observer: Observer
 
 
-class Listening(Protocol):
+class Listening(Gate, Protocol):
     """Where a client came in, and what holds for it there."""
 
     plant: Plant
@@ -138,8 +140,12 @@ class Connection:
         """Wait for the client's first event: at once, it can be written to."""
         plant = self._forwarder.plant
         plant.admission.enter()
-        plant.engine.reactor.watch(self._client, self)
         plant.wheel.enter(self, ATTEMPT_DELAY_S)
+        try:
+            plant.engine.reactor.watch(self._client, self)
+        except OSError as error:
+            self.unconnected(Reason.ERROR, error.errno or errno.EIO)
+            return
         if not self._forwarder.allows(self._client_address):
             self._refuse(Reason.DENIED_CLIENT)
 
@@ -177,10 +183,13 @@ class Connection:
     def unconnected(self, reason: Reason, error_number: int) -> None:
         """No upstream is to be had: the client is reset at once."""
         self._refuse(reason)
+        forwarder = self._forwarder
         if error_number in EXHAUSTED:
-            self._forwarder.plant.admission.exhausted(error_number)
+            forwarder.plant.admission.exhausted(error_number)
+        elif error_number == NO_PORT:
+            forwarder.plant.admission.rest(forwarder, error_number)
         else:
-            self._forwarder.on_all_failed()
+            forwarder.on_all_failed()
 
     def due(self) -> None:
         """Time has passed: end what has taken too long, or look again later."""

@@ -27,7 +27,7 @@ from egress_proxy.records import Observer, Reason, UpstreamFailed, UpstreamRecov
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from egress_proxy.reactor import Reactor
+    from egress_proxy.reactor import Reactor, Watcher
     from egress_proxy.variables import Address
 
 # RFC 8305 section 5, "Connection Attempt Delay": how long a silent address holds up the next one.
@@ -41,21 +41,21 @@ _NONBLOCKING_STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
 # linux/in.h: choose the port at connect, where it need only be unique for the remote address.
 _IP_BIND_ADDRESS_NO_PORT = 24
 
-# The pod or the node has run out of something; the remote is not to blame.
-EXHAUSTED = frozenset(
-    {
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOMEM,
-        errno.EADDRNOTAVAIL,
-    }
-)
+# The pod or the node has run out of something; the remote is not to blame. ENOSPC is epoll's
+# (epoll(7), max_user_watches).
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+# All ports towards one remote address and port are in use; another may have some left.
+NO_PORT = errno.EADDRNOTAVAIL
+_BLAMELESS = EXHAUSTED | {NO_PORT}
 _UNDER_WAY = (errno.EINPROGRESS, 0)
 # What a RST means to a socket that was connected (tcp_reset in net/ipv4/tcp_input.c); one that was
 # not is refused.
 _RESET_SINCE = frozenset({errno.ECONNRESET, errno.EPIPE})
-_REASONS = {errno.ECONNREFUSED: Reason.CONNECT_REFUSED, errno.ETIMEDOUT: Reason.CONNECT_TIMEOUT}
+_REASONS = {
+    errno.ECONNREFUSED: Reason.CONNECT_REFUSED,
+    errno.ETIMEDOUT: Reason.CONNECT_TIMEOUT,
+    **dict.fromkeys(_BLAMELESS, Reason.ERROR),
+}
 
 
 class Endpoint:
@@ -161,8 +161,10 @@ class Connector:
     reactor: Reactor
     sources: dict[int, str]
 
-    def open(self, endpoint: Endpoint, *, speaks_first: bool = False) -> socket.SocketType:
-        """A socket that is connecting to `endpoint`.
+    def open(
+        self, endpoint: Endpoint, watcher: Watcher, *, speaks_first: bool = False
+    ) -> socket.SocketType:
+        """A socket that is connecting to `endpoint`, and tells `watcher`.
 
         One that `speaks_first` has octets to send as soon as it is connected.
 
@@ -180,12 +182,12 @@ class Connector:
                 # The handshake's last ACK waits for them (tcp(7)): one segment less.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             error_number = sock.connect_ex(endpoint.sockaddr)
+            if error_number not in _UNDER_WAY:
+                raise OSError(error_number, "connect")  # noqa: TRY301 - to be closed below
+            self.reactor.watch(sock, watcher)
         except BaseException:
             sock.close()
             raise
-        if error_number not in _UNDER_WAY:
-            sock.close()
-            raise OSError(error_number, "connect")
         return sock
 
 
@@ -224,23 +226,21 @@ class Race:
             self.attempts += 1
             if len(self._running) == _ATTEMPTS_AT_ONCE:
                 self._give_up(self._running.pop(0), errno.ETIMEDOUT)
+            attempt = _Attempt(self, endpoint)
             try:
-                sock = self._connector.open(endpoint, speaks_first=self._speaks_first)
+                attempt.sock = self._connector.open(
+                    endpoint, attempt, speaks_first=self._speaks_first
+                )
             except OSError as error:
                 self._note(endpoint, error.errno or errno.EIO)
                 if error.errno in EXHAUSTED:
                     break
-                continue
-            attempt = _Attempt(self, endpoint, sock)
-            self._running.append(attempt)
-            self._connector.reactor.watch(sock, attempt)
-            return
+            else:
+                self._running.append(attempt)
+                return
         if not self._running:
             self._waiter.unconnected(
-                _REASONS.get(self._error_number, Reason.CONNECT_UNREACHABLE)
-                if self._error_number not in EXHAUSTED
-                else Reason.ERROR,
-                self._error_number,
+                _REASONS.get(self._error_number, Reason.CONNECT_UNREACHABLE), self._error_number
             )
 
     def time_out(self) -> None:
@@ -282,7 +282,7 @@ class Race:
 
     def _note(self, endpoint: Endpoint, error_number: int) -> None:
         self._error_number = error_number
-        if error_number not in EXHAUSTED:
+        if error_number not in _BLAMELESS:
             # Not the reactor's time: a timer may have found this out, long after its last batch.
             endpoint.fail(monotonic(), os.strerror(error_number))
 
@@ -292,10 +292,11 @@ class _Attempt:
 
     __slots__ = ("endpoint", "race", "sock", "started_at")
 
-    def __init__(self, race: Race, endpoint: Endpoint, sock: socket.SocketType) -> None:
+    sock: socket.SocketType
+
+    def __init__(self, race: Race, endpoint: Endpoint) -> None:
         self.race = race
         self.endpoint = endpoint
-        self.sock = sock
         self.started_at = monotonic()
 
     def ready(self, events: int) -> None:

@@ -53,6 +53,10 @@ class Forwarder:
         self._listeners: list[socket.SocketType] = []
 
     @property
+    def port(self) -> int:
+        return self.destination.port
+
+    @property
     def remote_port(self) -> int:
         return self.destination.remote_port
 
@@ -71,13 +75,12 @@ class Forwarder:
         No client is refused meanwhile: those in the backlog come here.
         """
         admission = self.plant.admission
+        if other.listening:
+            admission.close(other)
         self._listeners, other._listeners = other._listeners, []
         self.listening, other.listening = other.listening, False
         if self.listening:
-            admission.gates[admission.gates.index(other)] = self
-            if not admission.paused:
-                for sock in self._listeners:
-                    self.plant.engine.reactor.pass_on(sock, _Acceptor(self, sock))
+            admission.open(self)
         self._adjust()
 
     def use(self, addresses: Sequence[Address]) -> None:
@@ -107,9 +110,7 @@ class Forwarder:
         self.listening = True
         for sock in self._listeners:
             sock.listen(_BACKLOG)
-        self.plant.admission.gates.append(self)
-        if not self.plant.admission.paused:
-            self.resume()
+        self.plant.admission.open(self)
         self.plant.observer.observe(
             ListenerOpened(
                 listener=self.destination.port,
@@ -157,9 +158,7 @@ class Forwarder:
 
     def _leave_gate(self) -> None:
         self.listening = False
-        self.plant.admission.gates.remove(self)
-        if not self.plant.admission.paused:
-            self.pause()
+        self.plant.admission.close(self)
 
     def accept(self, listener: socket.SocketType) -> bool:
         """Take one client out of the backlog, if one is there; whether to look for another."""
@@ -178,7 +177,7 @@ class Forwarder:
         client = socket.SocketType(listener.family, socket.SOCK_STREAM, 0, fd)
         client.setblocking(False)  # noqa: FBT003 - the method has no keyword
         Connection(self, client, client_address).begin()
-        return not self.plant.admission.paused
+        return self.plant.admission.takes_clients(self)
 
     def allows(self, client_address: Sequence[object]) -> bool:
         networks = self.rules.allow_clients

@@ -176,7 +176,7 @@ METRICS = (
         "counter",
         "listeners_paused",
         (),
-        "How often all listeners paused, at the limit of connections or out of resources.",
+        "How often listeners paused: all at the limit of connections or out of resources, or one.",
         lambda status: _once(status.pauses),
     ),
     Definition(

@@ -81,7 +81,10 @@ class Reactor:
         loop.add_reader(self._epoll.fileno(), self._run)
 
     def watch(self, sock: socket.SocketType, watcher: Watcher) -> None:
-        """Tell `watcher` of each change of `sock`, from now on; its present state is a change."""
+        """Tell `watcher` of each change of `sock`, from now on; its present state is a change.
+
+        Raises `OSError` when epoll has no room for it (epoll_ctl(2)).
+        """
         self._register(sock, watcher, _EDGES)
 
     def watch_listener(self, sock: socket.SocketType, watcher: Watcher) -> None:
@@ -92,8 +95,8 @@ class Reactor:
         fd, watchers = sock.fileno(), self._watchers
         while fd >= len(watchers):
             watchers.append(_NOBODY)
-        watchers[fd] = watcher
         self._epoll.register(fd, events)
+        watchers[fd] = watcher
 
     def unwatch(self, sock: socket.SocketType) -> None:
         fd = sock.fileno()

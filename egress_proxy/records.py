@@ -175,20 +175,22 @@ class ListenerClosed(Record, frozen=True, kw_only=True):
 
 
 class ListenersPaused(Record, frozen=True, kw_only=True):
-    """No listener accepts until a connection ends; clients wait in the backlog."""
+    """No client is accepted for a while; they wait in the backlog. At `listener`, or anywhere."""
 
     event: ClassVar[str] = "listener.paused"
     level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
 
+    listener: int | None = None
     error: str
     connections: int
 
 
 class ListenersResumed(Record, frozen=True, kw_only=True):
-    """Listeners accept again."""
+    """Clients are accepted again."""
 
     event: ClassVar[str] = "listener.resumed"
 
+    listener: int | None = None
     connections: int
 
 

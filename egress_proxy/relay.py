@@ -137,7 +137,9 @@ class Relay:
     def broken(self, flow: Flow) -> None:
         flow.open = False
         self.cause = self.cause or flow.reset_reason
-        if self._resetting:
+        # Nothing can reach the source any more, so the sink's FIN is no end of it.
+        flow.opposite.stop()
+        if self._resetting or flow.opposite.source_broken:
             # The other side has broken too: there is no ACK to wait for.
             self.abort(self.cause)
         else:
@@ -147,7 +149,7 @@ class Relay:
     def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:
         # A RST makes both kernels drop what is under way, so it waits for the sink's ACKs. No
         # event tells of them; the idle timer bounds the wait.
-        if _unacknowledged(sink):
+        if unacknowledged(sink):
             self._flush_timer = self._loop.call_later(
                 delay_s, self._reset_once_acknowledged, sink, min(2 * delay_s, _FLUSH_POLL_MAX_S)
             )
@@ -165,6 +167,6 @@ class Relay:
         self._owner.relay_ended(reason)
 
 
-def _unacknowledged(sock: socket.SocketType) -> int:
+def unacknowledged(sock: socket.SocketType) -> int:
     """Octets sent that the peer's kernel has not acknowledged (SIOCOUTQ, tcp(7))."""
     return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -64,7 +64,8 @@ class Flow:
     """One direction of a relay, and the watcher of its source socket.
 
     `count` is the number of octets that the sink's kernel has taken; `open` says whether more may
-    follow; `blocked`, whether something is held that the sink has not taken.
+    follow; `blocked`, whether something is held that the sink has not taken; `source_broken`,
+    whether the end of what can be read is a RST.
     """
 
     __slots__ = (
@@ -76,7 +77,6 @@ class Flow:
         "_readable",
         "_short_read_drains",
         "_source",
-        "_source_broken",
         "_source_finished",
         "blocked",
         "count",
@@ -84,6 +84,7 @@ class Flow:
         "opposite",
         "reset_reason",
         "sink",
+        "source_broken",
     )
 
     opposite: Flow
@@ -103,7 +104,7 @@ class Flow:
         self.open = True
         self._readable = False
         self._source_finished = False
-        self._source_broken = False
+        self.source_broken = False
         # epoll(7): a read that returns less than asked has drained a stream socket, but for the
         # stop that recv makes at urgent data.
         self._short_read_drains = True
@@ -138,7 +139,7 @@ class Flow:
         """Nothing can reach the source any more; what it sent before may still be unread."""
         self.opposite.stop()
         self._pair.cause = self._pair.cause or self.reset_reason
-        self._source_broken = True
+        self.source_broken = True
         # Read on until recv itself says that there is no more.
         self._short_read_drains = False
         self._readable = True
@@ -223,7 +224,7 @@ class Flow:
 
     def _end_reached(self) -> None:
         # The error of a broken socket is told once, perhaps to a send; recv then says 0.
-        if self._source_broken:
+        if self.source_broken:
             self._pair.broken(self)
         else:
             self._pair.finished(self)
@@ -262,6 +263,8 @@ class Flow:
             self._readable = False
             count = 0
         except OSError:
+            # The kernel tells of it once: recv would say that this is the end.
+            self.source_broken = True
             count = 0
         self._bulk = not self._readable or count >= _WORTH_SPLICING
         self._piped = count

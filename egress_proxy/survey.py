@@ -150,7 +150,7 @@ class Survey:
             return "removed"
         if not forwarder.listening:
             return "refusing"
-        return "paused" if self._admission.paused else "listening"
+        return "listening" if self._admission.takes_clients(forwarder) else "paused"
 
 
 def _key(forwarder: Listening) -> Key:

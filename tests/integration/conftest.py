@@ -6,12 +6,16 @@ import asyncio
 import contextlib
 import gc
 import os
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+
+from tests.support.dns import DnsServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +45,26 @@ def no_leaks() -> Iterator[None]:
     while _left(before) and monotonic() < given_up_at:
         os.sched_yield()
     assert _left(before) == set()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Where a command on loopback leads."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.settimeout(10)
+        yield sock
+
+
+@pytest.fixture
+def dns() -> Iterator[DnsServer]:
+    with DnsServer.on_loopback() as server:
+        yield server
+
+
+@pytest.fixture
+def cleanup() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
 
 
 def _left(before: set[str]) -> set[str]:

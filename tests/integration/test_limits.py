@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from egress_proxy.pipes import PipePool
-from egress_proxy.records import ListenerOpened, ListenersPaused, ListenersResumed, Reason
-from tests.support.rig import Rig, turns
+from egress_proxy.reactor import Reactor
+from egress_proxy.records import (
+    ListenerOpened,
+    ListenersPaused,
+    ListenersResumed,
+    Reason,
+    UpstreamFailed,
+)
+from tests.support.rig import Rig, SmallConnector, turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from egress_proxy.connector import Endpoint
+    from egress_proxy.reactor import Watcher
     from tests.support.peers import Peer
 
 pytestmark = pytest.mark.asyncio
+
+# What no test can really run out of: all processes would.
+LACKING = (errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @contextmanager
@@ -114,6 +127,78 @@ async def test_a_client_whose_upstream_socket_is_one_too_many_is_reset() -> None
         assert record.reason is Reason.ERROR
         # It comes back by itself.
         await echo(*await rig.pair())
+
+
+@pytest.mark.parametrize("number", [*LACKING, errno.EADDRNOTAVAIL], ids=errno.errorcode.get)
+async def test_what_an_upstream_socket_lacks_is_waited_for(number: int) -> None:
+    """Its client is reset, listeners rest, sessions go on, and the remote is not blamed."""
+    lacking = False
+
+    class Lacking(SmallConnector):
+        def open(
+            self, endpoint: Endpoint, watcher: Watcher, *, speaks_first: bool = False
+        ) -> socket.SocketType:
+            if lacking:
+                raise OSError(number, "as if")
+            return super().open(endpoint, watcher, speaks_first=speaks_first)
+
+    async with Rig(connector=Lacking) as rig:
+        established = await rig.pair()
+        lacking = True
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
+        assert await client.receive_all() == (b"", True)
+        assert not rig.admission.takes_clients(rig.forwarder)
+        # What one remote lacks is no matter of the others.
+        assert rig.admission.paused is (number != errno.EADDRNOTAVAIL)
+        await echo(*established)
+        lacking = False
+        await echo(*await rig.pair())
+        (record,) = rig.recorder.closed
+        kinds = {type(record) for record in rig.recorder.records}
+        (paused,) = (one for one in rig.recorder.records if isinstance(one, ListenersPaused))
+    assert record.reason is Reason.ERROR
+    assert paused.error == os.strerror(number)
+    assert UpstreamFailed not in kinds
+
+
+@pytest.mark.parametrize("number", LACKING, ids=errno.errorcode.get)
+async def test_what_a_client_lacks_is_waited_for(number: int) -> None:
+    class Lacking:
+        def _accept(self) -> None:
+            raise OSError(number, "as if")
+
+    async with Rig() as rig:
+        established = await rig.pair()
+        rig.forwarder.accept(cast("socket.SocketType", Lacking()))
+        assert rig.admission.paused
+        await echo(*established)
+        await echo(*await rig.pair())
+        assert rig.recorder.closed == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM], ids=errno.errorcode.get)
+async def test_a_client_that_epoll_has_no_room_for_is_reset(number: int) -> None:
+    """Such as fs.epoll.max_user_watches, one for all processes of a user (epoll(7))."""
+    lacking = True
+
+    class Full(Reactor):
+        def watch(self, sock: socket.SocketType, watcher: Watcher) -> None:
+            super().watch(sock, watcher)
+            if lacking:
+                self.unwatch(sock)
+                raise OSError(number, "as if")
+
+    async with Rig(reactor=Full) as rig:
+        client = rig.unconnected_client()
+        client.sock.connect_ex(rig.address)
+        async with asyncio.timeout(5):
+            (record,) = await rig.recorder.wait_closed()
+        assert await client.receive_all() == (b"", True)
+        assert rig.admission.active == 0
+        lacking = False
+        await echo(*await rig.pair())
+    assert record.reason is Reason.ERROR
 
 
 async def test_without_a_pipe_bulk_is_copied() -> None:

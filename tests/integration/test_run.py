@@ -1,105 +1,33 @@
-"""`egress-proxy run` as a process on loopback: names that come late, refusals, signals, drain."""
+"""`egress-proxy run` as a process on loopback: names that come late, refusals, records."""
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.dns import DnsServer, Name
-from tests.support.network import COVERAGE
-from tests.support.processes import Process
+from tests.support.dns import Name
+from tests.support.standalone import (
+    ANSWER_S,
+    Session,
+    ended,
+    free_port,
+    reset_by_peer,
+    running,
+)
+from tests.support.standalone import PREFIX as P
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.processes import Record
-
-P = "EGRESS_DNS_PROXY_"
-COMMAND = [sys.executable, "-m", "egress_proxy", "run"]
-ANSWER_S = 10
-
-
-def free_port() -> int:
-    """A port that nobody listens on now; the kernel hands out others for a while."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def running(destinations: str, dns: DnsServer | None = None, **variables: str) -> Iterator[Process]:
-    environ = {
-        f"{P}DESTINATION": destinations,
-        f"{P}SOURCE": "any",
-        f"{P}LISTEN": "127.0.0.1",
-        # Its port is one for the whole machine.
-        f"{P}ADMIN_LISTEN": "off",
-        f"{P}DEBUG": "1",
-        f"{P}LOG_FORMAT": "json",
-        f"{P}NAMESERVERS": dns.address if dns else "127.0.0.1:9",
-        **{f"{P}{name}": value for name, value in variables.items()},
-        "PATH": os.environ["PATH"],
-    }
-    with Process(COMMAND, env=COVERAGE | environ) as process:
-        yield process
-
-
-class Session:
-    """A client and its upstream, both blocking sockets."""
-
-    def __init__(self, port: int, listener: socket.socket) -> None:
-        self.client = socket.create_connection(("127.0.0.1", port), ANSWER_S)
-        self.upstream, _ = listener.accept()
-        self.upstream.settimeout(ANSWER_S)
-
-    def works(self) -> bool:
-        for one, other in ((self.client, self.upstream), (self.upstream, self.client)):
-            one.sendall(b"ping")
-            if other.recv(4) != b"ping":
-                return False
-        return True
-
-    def finish(self) -> None:
-        for sock in (self.client, self.upstream):
-            sock.shutdown(socket.SHUT_WR)
-        self.close()
-
-    def close(self) -> None:
-        self.client.close()
-        self.upstream.close()
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        sock.settimeout(ANSWER_S)
-        yield sock
-
-
-@pytest.fixture
-def dns() -> Iterator[DnsServer]:
-    with DnsServer.on_loopback() as server:
-        yield server
-
-
-@pytest.fixture
-def cleanup() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
+    from tests.support.dns import DnsServer
+    from tests.support.processes import Process
 
 
 def one_line(process: Process) -> str:
     (line,) = process.stderr.splitlines()
     return line
-
-
-def ended(process: Process) -> Record:
-    return process.wait_for("connection.closed")
 
 
 def test_a_name_that_comes_late_opens_its_port(listener: socket.socket, dns: DnsServer) -> None:
@@ -138,98 +66,6 @@ def test_a_reload_that_takes_a_port_which_a_name_leads_to(dns: DnsServer, tmp_pa
             socket.create_connection(("127.0.0.1", port), ANSWER_S)
 
 
-def test_sigterm_while_names_are_asked_for(dns: DnsServer) -> None:
-    dns.hold("silent.example.com")
-    with running(f"{free_port()} silent.example.com", dns, DRAIN_TIMEOUT="0.1s") as process:
-        dns.wait_for("silent.example.com")
-        assert process.stop() == 0
-        assert process.wait_for("daemon.stopped")["reset"] == 0
-    dns.release("silent.example.com")
-
-
-def test_draining_serves_clients_a_moment_longer_and_lets_sessions_finish(
-    listener: socket.socket,
-) -> None:
-    port = free_port()
-    with running(f"{port} 127.0.0.1 {listener.getsockname()[1]}") as process:
-        process.wait_for("daemon.ready")
-        early = Session(port, listener)
-        process.terminate()
-        assert process.wait_for("daemon.draining")["connections"] == 1
-        late = Session(port, listener)
-        assert early.works()
-        assert late.works()
-        late.finish()
-        assert ended(process)["reason"] == "finished"
-        process.wait_for("listener.closed", listener=port)
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), ANSWER_S)
-        assert early.works()
-        early.finish()
-        assert process.wait() == 0
-        assert process.wait_for("daemon.stopped")["reset"] == 0
-
-
-def reset_by_peer(sock: socket.socket) -> bool:
-    try:
-        return bool(sock.recv(1)) and False
-    except ConnectionResetError:
-        return True
-
-
-@pytest.mark.parametrize("why", ["the drain timeout", "a second signal"])
-def test_what_is_left_is_reset(listener: socket.socket, why: str) -> None:
-    port = free_port()
-    timeout = {"the drain timeout": "0.2s", "a second signal": "1h"}[why]
-    remote = listener.getsockname()[1]
-    with running(f"{port} 127.0.0.1 {remote}", DRAIN_TIMEOUT=timeout) as process:
-        process.wait_for("daemon.ready")
-        session = Session(port, listener)
-        process.terminate()
-        process.wait_for("daemon.draining")
-        if why == "a second signal":
-            process.terminate()
-        assert ended(process)["reason"] == "drained"
-        assert process.wait() == 0
-        assert process.wait_for("daemon.stopped")["reset"] == 1
-        assert reset_by_peer(session.client)
-        assert reset_by_peer(session.upstream)
-        session.close()
-
-
-def test_draining_while_an_upstream_is_connected(cleanup: ExitStack) -> None:
-    """The client waits, its octets in the kernel; at the drain timeout both get to know."""
-    full = cleanup.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    # A backlog of 0 holds one connection (listen(2)); the next SYN gets no answer.
-    cleanup.enter_context(socket.create_connection(full.getsockname()))
-    port = free_port()
-    with running(f"{port} 127.0.0.1 {full.getsockname()[1]}", DRAIN_TIMEOUT="0.2s") as process:
-        process.wait_for("daemon.ready")
-        client = cleanup.enter_context(socket.create_connection(("127.0.0.1", port), ANSWER_S))
-        client.sendall(b"early")
-        process.terminate()
-        record = ended(process)
-        assert (record["reason"], record["bytes_to_upstream"]) == ("drained", 0)
-        assert process.wait() == 0
-        assert reset_by_peer(client)
-
-
-def test_draining_with_a_reader_that_does_not_read(
-    listener: socket.socket, cleanup: ExitStack
-) -> None:
-    port = free_port()
-    remote = listener.getsockname()[1]
-    with running(f"{port} 127.0.0.1 {remote}", DRAIN_TIMEOUT="0.2s") as process:
-        process.wait_for("daemon.ready")
-        session = Session(port, listener)
-        cleanup.callback(session.close)
-        session.client.settimeout(0.5)
-        with pytest.raises(TimeoutError):
-            session.client.sendall(bytes(64 << 20))
-        assert process.stop() == 0
-        assert ended(process)["reason"] == "drained"
-
-
 def test_a_client_that_is_not_allowed(listener: socket.socket) -> None:
     port = free_port()
     remote = listener.getsockname()[1]
@@ -256,6 +92,30 @@ def test_too_few_descriptors_are_told_before_anything_listens() -> None:
     with running(f"{free_port()} 127.0.0.1 9", MAX_CONNECTIONS="900000000") as process:
         assert process.wait() == 1
         assert one_line(process).startswith(f"{P}MAX_CONNECTIONS: '900000000': the limit of open ")
+
+
+# With fewer than 5, Python itself does not start.
+@pytest.mark.parametrize("descriptors", [8, 12, 194])
+def test_too_few_descriptors_for_anything_are_told_in_a_line(descriptors: int) -> None:
+    with running(f"{free_port()} 127.0.0.1 9", descriptors=descriptors) as process:
+        assert process.wait() == 1
+        assert one_line(process) == (
+            f"the limit of open files is {descriptors}, 195 are needed; "
+            "raise the container's nofile limit (RLIMIT_NOFILE)"
+        )
+        assert process.records == []
+
+
+def test_just_enough_descriptors_serve_one_client(listener: socket.socket) -> None:
+    port = free_port()
+    remote = listener.getsockname()[1]
+    with running(f"{port} 127.0.0.1 {remote}", descriptors=195) as process:
+        assert process.wait_for("daemon.started")["max_connections"] == 1
+        process.wait_for("daemon.ready")
+        session = Session(port, listener)
+        assert session.works()
+        session.finish()
+        assert ended(process)["reason"] == "finished"
 
 
 def test_the_records_of_a_life(listener: socket.socket) -> None:

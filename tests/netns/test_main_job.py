@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +21,7 @@ from tests.support.deployment import (
     PodSecurity,
 )
 from tests.support.lab import CLIENT, OUTSIDE, POD, RESERVED
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +36,8 @@ MIB = 1 << 20
 BULK_OCTETS = 32 * MIB
 # From a byte to well over a socket's buffer.
 WRITE_OCTETS = (1, 512 * 1024)
+
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 SECURITY = pytest.mark.parametrize(
     "security", [AS_DOCUMENTED, LEAST_PRIVILEGE], ids=["as documented", "least privilege"]
@@ -195,6 +200,32 @@ def test_a_client_that_vanishes_is_let_go_at_the_idle_timeout(deployment: Deploy
         assert process.wait_for("connection.closed")["reason"] == "idle_timeout"
         with pytest.raises(ConnectionResetError):
             upstream.recv(1)
+
+
+def test_both_sides_are_kept_alive_for_as_long_as_they_last(deployment: Deployment) -> None:
+    """So that one that vanishes while nothing is under way is found out in two minutes."""
+    process = deployment.start(EGRESS_DNS_PROXY_IDLE_TIMEOUT="0")
+    process.wait_for("daemon.ready", listeners=len(ENDPOINTS))
+
+    def both() -> bool:
+        timers = keepalive_timers(deployment.lab.pod)
+        # The kernel's own default is two hours.
+        return len(timers) == 2 and all(0 < seconds <= 60 for seconds in timers)
+
+    with connected(deployment, 8443) as (client, upstream):
+        wait_until(both)
+        for one, other in ((client, upstream), (upstream, client)):
+            one.sendall(b"still there?")
+            assert other.recv(12) == b"still there?"
+        wait_until(both)
+
+
+def keepalive_timers(namespace: Namespace) -> list[float]:
+    """The seconds until each socket's next probe, of those that have no other timer running."""
+    table = namespace.call(lambda: Path("/proc/thread-self/net/tcp").read_text())
+    # Documentation/networking/proc_net_tcp.rst: "02" is the keepalive timer, and when it expires.
+    timers = (line.split()[5].split(":") for line in table.splitlines()[1:])
+    return [int(when, 16) / _CLOCK_TICKS for kind, when in timers if kind == "02"]
 
 
 def cut(namespace: Namespace) -> None:

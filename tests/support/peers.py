@@ -11,6 +11,12 @@ from typing import Self
 BUFFER = 16 * 1024
 
 
+def reset(sock: socket.socket) -> None:
+    """Close with a RST (SO_LINGER in socket(7))."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
 class Peer:
     """One end: a non-blocking socket on the running loop."""
 
@@ -73,8 +79,7 @@ class Peer:
 
     def reset(self) -> None:
         """Send a RST and be gone."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        reset(self.sock)
 
     def close(self) -> None:
         self.sock.close()

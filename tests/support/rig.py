@@ -15,7 +15,7 @@ from egress_proxy.connector import Connector, Endpoint
 from egress_proxy.destinations import Destination
 from egress_proxy.forwarder import Forwarder
 from egress_proxy.pipes import PipePool
-from egress_proxy.reactor import Reactor
+from egress_proxy.reactor import Reactor, Watcher
 from egress_proxy.records import ConnectionClosed, Reason, Record
 from egress_proxy.relay import Engine, Relay
 from egress_proxy.wheel import Wheel
@@ -38,8 +38,10 @@ TICK_S = 0.02
 class SmallConnector(Connector):
     """Sockets whose send buffers a test can fill."""
 
-    def open(self, endpoint: Endpoint, *, speaks_first: bool = False) -> socket.SocketType:
-        sock = super().open(endpoint, speaks_first=speaks_first)
+    def open(
+        self, endpoint: Endpoint, watcher: Watcher, *, speaks_first: bool = False
+    ) -> socket.SocketType:
+        sock = super().open(endpoint, watcher, speaks_first=speaks_first)
         shrink(sock)
         return sock
 
@@ -86,12 +88,19 @@ class Rig:
     """A forwarder to `listener`, made with the rules that a test changes."""
 
     def __init__(
-        self, *, maximum: int = 1000, pipes: int = 64, address: str = "127.0.0.1", **rules: float
+        self,
+        *,
+        maximum: int = 1000,
+        pipes: int = 64,
+        address: str = "127.0.0.1",
+        connector: type[Connector] = SmallConnector,
+        reactor: type[Reactor] = Reactor,
+        **rules: float,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.recorder = Recorder()
         self.listener = Listener(address)
-        self.reactor = Reactor(loop, self.recorder.report)
+        self.reactor = reactor(loop, self.recorder.report)
         self.pipes = PipePool(pipes)
         self.wheel = Wheel(loop, TICK_S)
         self.admission = Admission(loop, self.recorder, maximum)
@@ -99,7 +108,7 @@ class Rig:
             engine=Engine(loop, self.reactor, self.pipes),
             wheel=self.wheel,
             admission=self.admission,
-            connector=SmallConnector(self.reactor, {}),
+            connector=connector(self.reactor, {}),
             observer=self.recorder,
         )
         host = ipaddress.ip_address(address)

@@ -21,8 +21,9 @@ RESUMED = ListenersResumed(connections=2)
 class Gate:
     """A listener: open or not, and never told twice the same."""
 
-    def __init__(self) -> None:
-        self.open = True
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.open = False
 
     def pause(self) -> None:
         assert self.open
@@ -45,8 +46,9 @@ class Hall:
         self.loop = ManualLoop(now=1000.0)
         self.records = Records()
         self.admission = Admission(self.loop, self.records, MAXIMUM)
-        self.gates = [Gate(), Gate()]
-        self.admission.gates.extend(self.gates)
+        self.gates = [Gate(80), Gate(443)]
+        for gate in self.gates:
+            self.admission.open(gate)
 
     def enter(self, count: int) -> None:
         for _ in range(count):
@@ -136,7 +138,66 @@ def test_out_of_resources_at_the_maximum_a_connection_must_end_too(hall: Hall) -
     assert hall.opened()
 
 
+def states(hall: Hall) -> list[bool]:
+    assert [hall.admission.takes_clients(gate) for gate in hall.gates] == [
+        gate.open for gate in hall.gates
+    ]
+    return [gate.open for gate in hall.gates]
+
+
+def test_one_gate_rests_alone(hall: Hall) -> None:
+    hall.enter(1)
+    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+    # Only time ends it, as its clients fail at once.
+    hall.leave(1)
+    assert states(hall) == [False, True]
+    hall.loop.advance(0.26)
+    assert states(hall) == [True, True]
+    assert hall.records == [
+        ListenersPaused(listener=80, error=os.strerror(errno.EADDRNOTAVAIL), connections=1),
+        ListenersResumed(listener=80, connections=0),
+    ]
+    assert hall.loop.armed == 0
+
+
+def test_a_gate_rests_while_all_pause_and_resume(hall: Hall) -> None:
+    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.enter(MAXIMUM)
+    assert states(hall) == [False, False]
+    hall.leave(1)
+    assert states(hall) == [False, True]
+    hall.enter(1)
+    hall.loop.advance(0.26)
+    assert states(hall) == [False, False]
+    hall.leave(1)
+    assert states(hall) == [True, True]
+
+
+def test_a_gate_that_rests_is_closed(hall: Hall) -> None:
+    first = hall.gates.pop(0)
+    hall.admission.rest(first, errno.EADDRNOTAVAIL)
+    hall.admission.close(first)
+    assert hall.loop.armed == 0
+    # A connection of it may still fail.
+    hall.admission.rest(first, errno.EADDRNOTAVAIL)
+    assert hall.loop.armed == 0
+    hall.enter(MAXIMUM)
+    hall.leave(1)
+    assert not first.open
+
+
+def test_a_gate_rests_again_and_again(hall: Hall) -> None:
+    for _ in range(100):
+        hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+        hall.loop.advance(0.25)
+        assert states(hall) == [True, True]
+    # 25 s.
+    assert len(hall.records) == 50
+
+
 def test_a_stopped_admission_has_no_timer(hall: Hall) -> None:
+    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
     hall.admission.exhausted(errno.EMFILE)
     hall.admission.stop()
     hall.admission.stop()

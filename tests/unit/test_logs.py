@@ -168,9 +168,9 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
     ),
     (
         ListenersPaused(error="Too many open files", connections=7),
-        {"error": "Too many open files", "connections": 7},
+        {"listener": None, "error": "Too many open files", "connections": 7},
     ),
-    (ListenersResumed(connections=6), {"connections": 6}),
+    (ListenersResumed(listener=80, connections=6), {"listener": 80, "connections": 6}),
     (
         DaemonStarted(
             version="1.0",

@@ -1,0 +1,90 @@
+"""Endings of which the kernel tells once, or in an order that the matrix does not make happen."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.reactor import IN
+from egress_proxy.records import Reason
+from egress_proxy.relay import unacknowledged
+from tests.support.rig import Rig, turns
+
+if TYPE_CHECKING:
+    from egress_proxy.splice import Flow
+    from tests.support.peers import Peer
+
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.parametrize("actor", ["client", "upstream"]),
+]
+
+RESETS = {"client": Reason.CLIENT_RESET, "upstream": Reason.UPSTREAM_RESET}
+
+
+async def relayed(rig: Rig, actor: str) -> tuple[Peer, Peer, Flow]:
+    """An actor, its other, and the flow from the one to the other."""
+    client, upstream = await rig.pair()
+    while (relay := rig.relay) is None:
+        await turns()
+    if actor == "client":
+        return client, upstream, relay.up
+    return upstream, client, relay.down
+
+
+async def test_a_reset_that_only_splice_is_told_of(actor: str) -> None:
+    """The error is gone after it (sock_error in net/core), and recv says that there is no more."""
+    async with Rig() as rig:
+        one, other, flow = await relayed(rig, actor)
+        flow._bulk = True
+        sent = one.send_what_fits(bytes(20_000))
+        one.reset()
+        # As if epoll had been asked before the RST came.
+        flow.ready(IN)
+        received, was_reset = await other.receive_all()
+        assert (len(received), was_reset) == (sent, True)
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is RESETS[actor]
+
+
+async def test_a_reader_that_finishes_while_a_reset_waits_for_its_acknowledgements(
+    actor: str,
+) -> None:
+    """Its FIN is no reason to take the other side's RST for one."""
+    async with Rig() as rig:
+        one, other, flow = await relayed(rig, actor)
+        sent = 0
+        # Until `other` has no room, and the relay's kernel has.
+        while not unacknowledged(flow.sink):
+            sent += one.send_what_fits(bytes(1024))
+            await turns(3)
+        assert flow.count == sent
+        one.reset()
+        # As if epoll had been asked before the RST came: recv is told of it.
+        flow.ready(IN)
+        other.finish()
+        received, was_reset = await other.receive_all()
+        assert (len(received), was_reset) == (sent, True)
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is RESETS[actor]
+
+
+async def test_both_sides_reset_while_both_directions_are_stalled(actor: str) -> None:
+    """Nobody is left to acknowledge anything; a socket that was reset still counts what it sent."""
+    async with Rig() as rig:
+        one, other, flow = await relayed(rig, actor)
+        octets = bytes(1 << 18)
+        quiet = 0
+        while quiet < 20:
+            quiet = 0 if one.send_what_fits(octets) + other.send_what_fits(octets) else quiet + 1
+            await turns(3)
+        assert flow.blocked
+        assert flow.opposite.blocked
+        one.reset()
+        await turns(10)
+        other.reset()
+        async with asyncio.timeout(5):
+            (record,) = await rig.recorder.wait_closed()
+    assert record.reason is RESETS[actor]

@@ -1,0 +1,117 @@
+"""Random lives of many connections at once through the installed command: do its books balance?
+
+Both ends write, read, finish and reset in any order, and the command is stopped now and then, so
+that what happened meanwhile meets it all at once. What it does between two of its system calls is
+left to chance, which a test on its own event loop never is.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from tests.support.island import Island
+from tests.support.peers import reset
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    import socket
+
+GROUPS = 40
+AT_ONCE = 40
+# The octet at position n of a stream is NOISE[n % len(NOISE)], so that a lost or doubled one shows.
+NOISE = random.Random(0).randbytes(1 << 20)  # noqa: S311 - test data
+NOISE_TWICE = memoryview(NOISE * 2)
+SIZES = (1, 7, 100, 5000, 65535, 65536, 65537, 1 << 18)
+ACTIONS = ("write", "read", "finish", "reset")
+WEIGHTS = (40, 50, 3, 2)
+
+
+class End:
+    """One end of a connection, and what it has done and seen."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.sent = 0
+        self.received = bytearray()
+        self.finished = False
+        # How the stream ended that it read: with a FIN, a RST, its own RST, or not yet.
+        self.ending = ""
+
+    def act(self, action: str, size: int) -> None:
+        if self.ending == "own":
+            return
+        try:
+            getattr(self, action)(size)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.ending = "reset"
+
+    def write(self, size: int) -> None:
+        if not self.finished:
+            start = self.sent % len(NOISE)
+            self.sent += self._sock.send(NOISE_TWICE[start : start + size])
+
+    def read(self, size: int) -> None:
+        if not self.ending:
+            octets = self._sock.recv(size)
+            self.received += octets
+            self.ending = "" if octets else "finished"
+
+    def finish(self, _size: int) -> None:
+        if not self.finished:
+            self._sock.shutdown(1)
+            self.finished = True
+
+    def reset(self, _size: int) -> None:
+        self.ending = "own"
+        reset(self._sock)
+
+    def read_on(self) -> bool:
+        """Whether it has seen the end of the stream."""
+        self.act("read", 1 << 20)
+        return bool(self.ending)
+
+
+def test_random_lives_end_as_they_should() -> None:
+    dice = random.Random()  # noqa: S311 - not a secret
+    with Island(EGRESS_DNS_PROXY_DEBUG="1") as island:
+        before = island.descriptors()
+        for _ in range(GROUPS):
+            pairs = [live(island) for _ in range(AT_ONCE)]
+            for step in range(dice.choice((20, 60, 150))):
+                with island.stopped() if step % 20 == 0 else nullcontext():
+                    for pair in pairs:
+                        (action,) = dice.choices(ACTIONS, WEIGHTS)
+                        dice.choice(pair).act(action, dice.choice(SIZES))
+            for pair in pairs:
+                for end in pair:
+                    end.act("finish", 0)
+            wait_until(lambda: all([end.read_on() for pair in pairs for end in pair]))  # noqa: B023, C419
+            for client, upstream in pairs:
+                check(client, upstream)
+                check(upstream, client)
+            island.let_go()
+        wait_until(lambda: island.active() == 0)
+        records = [one for one in island.process.records if one["event"] == "connection.closed"]
+        assert len(records) == GROUPS * AT_ONCE
+        assert {one["reason"] for one in records} == {"finished", "client_reset", "upstream_reset"}
+        wait_until(lambda: island.descriptors()["socket"] == before["socket"])
+
+
+def live(island: Island) -> tuple[End, End]:
+    session = island.session()
+    return End(session.client), End(session.upstream)
+
+
+def check(sender: End, reader: End) -> None:
+    """`reader` has a piece of what was sent from its start; all of it if it was told that it is."""
+    count = len(reader.received)
+    assert count <= sender.sent
+    assert reader.received == (NOISE * (count // len(NOISE) + 1))[:count]
+    if reader.ending == "finished":
+        assert sender.finished
+        assert count == sender.sent

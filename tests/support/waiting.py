@@ -1,0 +1,20 @@
+"""Waiting for what nobody tells of."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# How long a step may take before something is broken.
+TIMEOUT_S = 20
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Ask over and over."""
+    given_up_at = monotonic() + TIMEOUT_S
+    while not true():
+        assert monotonic() < given_up_at, f"nothing in {TIMEOUT_S} s"
+        sleep(0.01)
