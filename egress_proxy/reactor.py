@@ -74,7 +74,8 @@ class Reactor:
         self._epoll = select.epoll()
         # By descriptor.
         self._watchers: list[Watcher] = []
-        self._again: list[Watcher] = []
+        # Each is in it once, however often it asks.
+        self._again: dict[Watcher, None] = {}
         self._closing: list[socket.SocketType] = []
         self._in_batch = False
         self.now = monotonic()
@@ -118,7 +119,7 @@ class Reactor:
         """Call `watcher.ready(0)` after the other sockets have had their turn."""
         if not self._again:
             self._loop.call_soon(self._run_again)
-        self._again.append(watcher)
+        self._again[watcher] = None
 
     def stop(self) -> None:
         self._loop.remove_reader(self._epoll.fileno())
@@ -152,7 +153,7 @@ class Reactor:
 
     def _run_again(self) -> None:
         self.now = monotonic()
-        watchers, self._again = self._again, []
+        watchers, self._again = self._again, {}
         for watcher in watchers:
             try:
                 watcher.ready(0)

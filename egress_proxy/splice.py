@@ -29,9 +29,6 @@ _BUFFER = memoryview(bytearray(_READ))
 # Splices that move less than this are dearer than copies; the flow goes back to copying.
 _WORTH_SPLICING = 16 * 1024
 
-# How many buffers or pipes one flow moves before the other connections have their turn.
-_ROUNDS = 16
-
 # As an int: a flag of the enum costs more to pass.
 _MORE = int(socket.MSG_MORE)
 
@@ -170,57 +167,53 @@ class Flow:
         self.open = False
         del self.opposite, self._pair
 
-    def move(self) -> None:  # noqa: C901, PLR0911, PLR0912 - the hot path: a call more costs 2 %
-        """Move octets until the source is drained, the sink is full, or others want a turn.
+    def move(self) -> None:  # noqa: C901, PLR0912 - the hot path: a call more costs 2 %
+        """Move what the source has; of more than a buffer or a pipe, the rest in the next turn.
 
         Nothing is held, and the flow is open.
         """
         pair = self._pair
-        rounds = _ROUNDS
-        while rounds:
-            if self._bulk:
-                if not self._splice():
-                    return
-                rounds -= 1
-                continue
-            try:
-                count = self._source.recv_into(_BUFFER)
-            except BlockingIOError:
-                self._readable = False
+        if self._bulk:
+            pipe = pair.pipes.take()
+            if pipe is not None:
+                if self._splice(pipe):
+                    pair.reactor.again(self)
                 return
-            except OSError:
-                pair.broken(self)
-                return
-            if not count:
-                self._end_reached()
-                return
-            if count < _READ and self._short_read_drains:
-                drained = True
-                last = self._readable = self._source_finished
-            else:
-                drained = last = False
-                self._bulk = count == _READ and self._short_read_drains
-            try:
-                # The last octets wait for the FIN that follows at once: one segment for both.
-                taken = self.sink.send(_BUFFER[:count], _MORE if last else 0)
-            except BlockingIOError:
-                taken = 0
-            except OSError:
-                self.opposite.source_broke()
-                return
-            self.count += taken
-            pair.touched = pair.reactor.now
-            if taken < count:
-                # A copy: the shared buffer is another flow's next.
-                self._held = memoryview(bytes(_BUFFER[taken:count]))
-                self.blocked = True
-                return
-            if drained:
-                if last:
-                    pair.finished(self)
-                return
-            rounds -= 1
-        pair.reactor.again(self)
+        try:
+            count = self._source.recv_into(_BUFFER)
+        except BlockingIOError:
+            self._readable = False
+            return
+        except OSError:
+            pair.broken(self)
+            return
+        if not count:
+            self._end_reached()
+            return
+        if count < _READ and self._short_read_drains:
+            drained = True
+            last = self._readable = self._source_finished
+        else:
+            drained = last = False
+            self._bulk = count == _READ and self._short_read_drains
+        try:
+            # The last octets wait for the FIN that follows at once: one segment for both.
+            taken = self.sink.send(_BUFFER[:count], _MORE if last else 0)
+        except BlockingIOError:
+            taken = 0
+        except OSError:
+            self.opposite.source_broke()
+            return
+        self.count += taken
+        pair.touched = pair.reactor.now
+        if taken < count:
+            # A copy: the shared buffer is another flow's next.
+            self._held = memoryview(bytes(_BUFFER[taken:count]))
+            self.blocked = True
+        elif not drained:
+            pair.reactor.again(self)
+        elif last:
+            pair.finished(self)
 
     def _end_reached(self) -> None:
         # The error of a broken socket is told once, perhaps to a send; recv then says 0.
@@ -247,12 +240,8 @@ class Flow:
         self._held = held[taken:] if self.blocked else None
         return not self.blocked
 
-    def _splice(self) -> bool:
+    def _splice(self, pipe: Pipe) -> bool:
         """Move one pipe's worth; whether to go on."""
-        pipe = self._pair.pipes.take()
-        if pipe is None:
-            self._bulk = False
-            return True
         self._pipe = pipe
         try:
             count = os.splice(

@@ -1,0 +1,94 @@
+"""A flow moves a buffer or a pipe at a time; then the others have their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.pipes import PipePool
+from egress_proxy.reactor import IN, Reactor
+from egress_proxy.relay import Engine, Relay
+from tests.support.rig import Recorder, turns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egress_proxy.records import Reason
+
+pytestmark = pytest.mark.asyncio
+
+BUFFER = 64 * 1024
+PIPE = 256 * 1024
+
+
+@pytest.fixture
+def cleanup() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+class Owner:
+    def relay_ended(self, reason: Reason) -> None: ...
+
+
+def ends(cleanup: ExitStack) -> tuple[socket.SocketType, socket.SocketType]:
+    """Two ends of a connection with as much room as an ordinary user may have."""
+    pair = socket.socketpair()
+    for end in pair:
+        cleanup.callback(end.close)
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    return pair
+
+
+async def test_bulk_moves_a_buffer_or_a_pipe_in_a_turn(cleanup: ExitStack) -> None:
+    recorder, pipes = Recorder(), PipePool(2)
+    cleanup.callback(pipes.close)
+    loop = asyncio.get_running_loop()
+    reactor = Reactor(loop, recorder.report)
+    cleanup.callback(reactor.stop)
+    (sender, client), (upstream, receiver) = ends(cleanup), ends(cleanup)
+    relay = Relay(Engine(loop, reactor, pipes), client, upstream, Owner())
+    amount = sender.send(bytes(PIPE))
+    assert amount > 2 * BUFFER
+    # By hand, so that every turn is seen.
+    relay.up.ready(IN)
+    moved = [relay.up.count]
+    while sum(moved) < amount:
+        relay.up.ready(0)
+        moved.append(relay.up.count - sum(moved))
+    assert moved[0] == BUFFER
+    assert max(moved) <= PIPE
+    assert len(receiver.recv(amount)) == amount
+    relay.up.end()
+    relay.down.end()
+    assert recorder.defects == []
+
+
+async def test_who_asks_for_another_turn_twice_has_one() -> None:
+    """Or a flow that is never drained would have one more for each of its events."""
+    recorder = Recorder()
+    reactor = Reactor(asyncio.get_running_loop(), recorder.report)
+
+    class Watcher:
+        ready_events: list[int] = []  # noqa: RUF012 - there is one
+
+        def ready(self, events: int) -> None:
+            self.ready_events.append(events)
+
+        def fail(self) -> None: ...
+
+    watcher = Watcher()
+    for _ in range(3):
+        reactor.again(watcher)
+    await turns(3)
+    assert watcher.ready_events == [0]
+    reactor.again(watcher)
+    await turns(3)
+    reactor.stop()
+    assert watcher.ready_events == [0, 0]
+    assert recorder.defects == []
