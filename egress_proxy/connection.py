@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.admission import Gate
 from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, NO_PORT, Race
-from egress_proxy.reactor import ERROR, IN
+from egress_proxy.reactor import ERROR
 from egress_proxy.records import ConnectionClosed, Observer, Reason
 from egress_proxy.relay import Relay, reset_on_close
 
@@ -137,7 +137,10 @@ class Connection:
         return self._address
 
     def begin(self) -> None:
-        """Wait for the client's first event: at once, it can be written to."""
+        """Wait for the client's first event, which comes at once: it can be written to.
+
+        A client that is gone by then, as one that scans ports, reaches no upstream.
+        """
         plant = self._forwarder.plant
         plant.admission.enter()
         plant.wheel.enter(self, ATTEMPT_DELAY_S)
@@ -161,8 +164,7 @@ class Connection:
         """Connect to the destination; the client's octets wait in the kernel meanwhile."""
         plant = self._forwarder.plant
         endpoints = self._forwarder.upstreams.in_order(plant.engine.reactor.now)
-        client_has_spoken = bool(self._client_events & IN)
-        self._race = Race(plant.connector, endpoints, self, speaks_first=client_has_spoken)
+        self._race = Race(plant.connector, endpoints, self)
         self._race.start_next()
 
     def fail(self) -> None:
@@ -258,6 +260,8 @@ class Connection:
         # The reactor's time is old when a timer or a signal ends the connection.
         now = monotonic()
         relay, race = self._relay, self._race
+        self._relay = self._race = None
+        plant.admission.leave()
         plant.observer.observe(
             ConnectionClosed(
                 listener=forwarder.destination.port,
@@ -273,8 +277,6 @@ class Connection:
                 reason=reason,
             )
         )
-        self._relay = self._race = None
-        plant.admission.leave()
 
 
 def keep_alive(sock: socket.SocketType) -> None:

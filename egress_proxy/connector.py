@@ -161,12 +161,8 @@ class Connector:
     reactor: Reactor
     sources: dict[int, str]
 
-    def open(
-        self, endpoint: Endpoint, watcher: Watcher, *, speaks_first: bool = False
-    ) -> socket.SocketType:
+    def open(self, endpoint: Endpoint, watcher: Watcher) -> socket.SocketType:
         """A socket that is connecting to `endpoint`, and tells `watcher`.
-
-        One that `speaks_first` has octets to send as soon as it is connected.
 
         Raises `OSError` when that fails at once.
         """
@@ -178,9 +174,6 @@ class Connector:
                 sock.bind((source, 0))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-            if speaks_first:
-                # The handshake's last ACK waits for them (tcp(7)): one segment less.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             error_number = sock.connect_ex(endpoint.sockaddr)
             if error_number not in _UNDER_WAY:
                 raise OSError(error_number, "connect")  # noqa: TRY301 - to be closed below
@@ -194,26 +187,10 @@ class Connector:
 class Race:
     """The attempts for one client; `attempts` is how many sockets have been tried."""
 
-    __slots__ = (
-        "_connector",
-        "_error_number",
-        "_left",
-        "_running",
-        "_speaks_first",
-        "_waiter",
-        "attempts",
-    )
+    __slots__ = ("_connector", "_error_number", "_left", "_running", "_waiter", "attempts")
 
-    def __init__(
-        self,
-        connector: Connector,
-        endpoints: Iterable[Endpoint],
-        waiter: Waiter,
-        *,
-        speaks_first: bool = False,
-    ) -> None:
+    def __init__(self, connector: Connector, endpoints: Iterable[Endpoint], waiter: Waiter) -> None:
         self._connector = connector
-        self._speaks_first = speaks_first
         self._left: Iterator[Endpoint] = iter(endpoints)
         self._waiter = waiter
         self._running: list[_Attempt] = []
@@ -228,9 +205,7 @@ class Race:
                 self._give_up(self._running.pop(0), errno.ETIMEDOUT)
             attempt = _Attempt(self, endpoint)
             try:
-                attempt.sock = self._connector.open(
-                    endpoint, attempt, speaks_first=self._speaks_first
-                )
+                attempt.sock = self._connector.open(endpoint, attempt)
             except OSError as error:
                 self._note(endpoint, error.errno or errno.EIO)
                 if error.errno in EXHAUSTED:

@@ -8,7 +8,7 @@ Whoever watches a socket is told of *changes* (epoll(7), edge-triggered): after 
 read until the socket is drained, or ask to be called `again`. Two rules keep batches sound:
 
 - A socket is closed only after the batch, because the kernel may give its number to a new socket
-  while events of the old one are still waiting in the batch.
+  while events of the old one are still waiting in the batch; until then nobody watches it.
 - A watcher that raises is told so with `fail` and nothing else suffers.
 """
 
@@ -34,8 +34,9 @@ _EDGES = IN | OUT | PEER_FINISHED | URGENT | select.EPOLLET
 
 # Events taken at once; the list for more would come from a slower part of malloc.
 _BATCH = 64
-# How many batches before the event loop has its turn, and how many events make it worth while.
-_BATCHES = 8
+# How long batches may follow each other before the event loop has its turn, and how many events
+# make it worth while.
+_BATCHES_S = 0.005
 _BUSY = 2
 
 
@@ -127,9 +128,10 @@ class Reactor:
         self._epoll.close()
 
     def _run(self) -> None:
+        until = monotonic() + _BATCHES_S
         self._in_batch = True
         try:
-            for _ in range(_BATCHES):
+            while True:
                 batch = self._epoll.poll(0, _BATCH)
                 self.now = monotonic()
                 self._dispatch(batch)
@@ -137,7 +139,7 @@ class Reactor:
                     self._close_sockets()
                 # Under load, looking again is cheaper than a turn of the event loop, which looks
                 # too.
-                if len(batch) < _BUSY:
+                if len(batch) < _BUSY or self.now > until:
                     return
         finally:
             self._in_batch = False
@@ -148,8 +150,7 @@ class Reactor:
             try:
                 watchers[fd].ready(events)
             except Exception as error:  # noqa: BLE001 - one connection's defect is its own
-                self._report(error)
-                watchers[fd].fail()
+                self._fail(watchers[fd], error)
 
     def _run_again(self) -> None:
         self.now = monotonic()
@@ -158,8 +159,14 @@ class Reactor:
             try:
                 watcher.ready(0)
             except Exception as error:  # noqa: BLE001 - as above
-                self._report(error)
-                watcher.fail()
+                self._fail(watcher, error)
+
+    def _fail(self, watcher: Watcher, error: Exception) -> None:
+        self._report(error)
+        try:
+            watcher.fail()
+        except Exception as another:  # noqa: BLE001 - as above
+            self._report(another)
 
     def _close_sockets(self) -> None:
         for sock in self._closing:

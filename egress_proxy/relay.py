@@ -91,7 +91,8 @@ class Relay:
         self._client = client
         self._upstream = upstream
         self._owner = owner
-        self._resetting = False
+        # The broken flow whose RST is due once the other side has acknowledged everything.
+        self._resetting: Flow | None = None
         self._flush_timer: asyncio.TimerHandle | None = None
         self.cause: Reason | None = None
         self.ended = False
@@ -135,15 +136,18 @@ class Relay:
             flow.opposite.source_broke()
 
     def broken(self, flow: Flow) -> None:
+        if self._resetting is flow:
+            # The same RST, told by a send and by an event.
+            return
         flow.open = False
         self.cause = self.cause or flow.reset_reason
         # Nothing can reach the source any more, so the sink's FIN is no end of it.
         flow.opposite.stop()
-        if self._resetting or flow.opposite.source_broken:
+        if self._resetting is not None or flow.opposite.source_broken:
             # The other side has broken too: there is no ACK to wait for.
             self.abort(self.cause)
         else:
-            self._resetting = True
+            self._resetting = flow
             self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
 
     def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:

@@ -5,8 +5,9 @@ while anything is held the flow reads nothing more, so a slow reader stalls its 
 itself. Small amounts are copied through one buffer that all flows share; a flow that fills it
 moves its bulk with splice(2) through a kernel pipe.
 
-The verdict "finished" is recv's alone: splice(2) says 0 also for octets that it can't move, such
-as urgent data, which is relayed in place with the rest (RFC 6093 section 6).
+A source has finished when recv says so, or when epoll has told of its FIN and a short read has
+drained it. splice(2) is not asked: it says 0 also for octets that it can't move, such as urgent
+data, which is relayed in place with the rest (RFC 6093 section 6).
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ class Pair(Protocol):
         """`flow` has read its source's FIN and delivered everything before it."""
 
     def broken(self, flow: Flow) -> None:
-        """`flow`'s source is broken, and what it sent is on its way: let a RST follow."""
+        """`flow`'s source is broken, and what it sent is on its way: let a RST follow.
+
+        May be told more than once, by a failed send and by an event, and of a flow that has ended.
+        """
 
     def abort(self, reason: Reason) -> None:
         """End both sides with a RST, now."""
@@ -61,8 +65,8 @@ class Flow:
     """One direction of a relay, and the watcher of its source socket.
 
     `count` is the number of octets that the sink's kernel has taken; `open` says whether more may
-    follow; `blocked`, whether something is held that the sink has not taken; `source_broken`,
-    whether the end of what can be read is a RST.
+    follow, until the flow or its pair ends it; `blocked`, whether something is held that the sink
+    has not taken; `source_broken`, whether the end of what can be read is a RST.
     """
 
     __slots__ = (
@@ -130,10 +134,15 @@ class Flow:
             self.move()
 
     def fail(self) -> None:
-        self._pair.abort(Reason.ERROR)
+        # What raised may have been the end itself: whoever was told of it.
+        if hasattr(self, "_pair"):
+            self._pair.abort(Reason.ERROR)
 
     def source_broke(self) -> None:
-        """Nothing can reach the source any more; what it sent before may still be unread."""
+        """Nothing can reach the source any more; what it sent before may still be unread.
+
+        An event tells of it, or a send of the opposite flow, whose sink it is.
+        """
         self.opposite.stop()
         self._pair.cause = self._pair.cause or self.reset_reason
         self.source_broken = True
@@ -254,6 +263,7 @@ class Flow:
         except OSError:
             # The kernel tells of it once: recv would say that this is the end.
             self.source_broken = True
+            self._short_read_drains = False
             count = 0
         self._bulk = not self._readable or count >= _WORTH_SPLICING
         self._piped = count

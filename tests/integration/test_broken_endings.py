@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.reactor import IN
+from egress_proxy.reactor import ERROR, IN
 from egress_proxy.records import Reason
 from egress_proxy.relay import unacknowledged
 from tests.support.rig import Rig, turns
@@ -65,6 +66,26 @@ async def test_a_reader_that_finishes_while_a_reset_waits_for_its_acknowledgemen
         # As if epoll had been asked before the RST came: recv is told of it.
         flow.ready(IN)
         other.finish()
+        received, was_reset = await other.receive_all()
+        assert (len(received), was_reset) == (sent, True)
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is RESETS[actor]
+
+
+async def test_a_reset_that_a_send_and_an_event_tell_of_is_one(actor: str) -> None:
+    """One side has broken, not two: the other's acknowledgements are waited for."""
+    async with Rig() as rig:
+        one, other, flow = await relayed(rig, actor)
+        flow.sink.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 19)
+        sent = one.send_what_fits(bytes(40_000))
+        while flow.count < sent:
+            await turns()
+        assert unacknowledged(flow.sink)
+        assert other.send_what_fits(b"at that moment") == 14
+        one.reset()
+        # As if both were in one batch of events.
+        flow.opposite.ready(IN)
+        flow.ready(IN | ERROR)
         received, was_reset = await other.receive_all()
         assert (len(received), was_reset) == (sent, True)
         (record,) = await rig.recorder.wait_closed()

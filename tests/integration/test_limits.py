@@ -135,12 +135,10 @@ async def test_what_an_upstream_socket_lacks_is_waited_for(number: int) -> None:
     lacking = False
 
     class Lacking(SmallConnector):
-        def open(
-            self, endpoint: Endpoint, watcher: Watcher, *, speaks_first: bool = False
-        ) -> socket.SocketType:
+        def open(self, endpoint: Endpoint, watcher: Watcher) -> socket.SocketType:
             if lacking:
                 raise OSError(number, "as if")
-            return super().open(endpoint, watcher, speaks_first=speaks_first)
+            return super().open(endpoint, watcher)
 
     async with Rig(connector=Lacking) as rig:
         established = await rig.pair()

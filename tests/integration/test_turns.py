@@ -92,3 +92,56 @@ async def test_who_asks_for_another_turn_twice_has_one() -> None:
     reactor.stop()
     assert watcher.ready_events == [0, 0]
     assert recorder.defects == []
+
+
+async def test_a_defect_costs_the_others_nothing() -> None:
+    recorder = Recorder()
+    reactor = Reactor(asyncio.get_running_loop(), recorder.report)
+    served = []
+
+    class Defective:
+        def ready(self, _events: int) -> None:
+            raise ValueError("ready")
+
+        def fail(self) -> None:
+            raise ValueError("fail")
+
+    class Sound:
+        def ready(self, events: int) -> None:
+            served.append(events)
+
+        def fail(self) -> None: ...
+
+    for watcher in (Defective(), Sound()):
+        reactor.again(watcher)
+    await turns(3)
+    reactor.stop()
+    assert served == [0]
+    assert [str(defect) for defect in recorder.defects] == ["ready", "fail"]
+
+
+async def test_sockets_that_are_always_ready_leave_the_event_loop_its_turn(
+    cleanup: ExitStack,
+) -> None:
+    recorder = Recorder()
+    reactor = Reactor(asyncio.get_running_loop(), recorder.report)
+    cleanup.callback(reactor.stop)
+
+    class Echo:
+        def __init__(self, sock: socket.SocketType) -> None:
+            self._sock = sock
+
+        def ready(self, events: int) -> None:
+            if events & IN:
+                self._sock.send(self._sock.recv(1))
+
+        def fail(self) -> None: ...
+
+    for _ in range(16):
+        one, other = ends(cleanup)
+        for end in (one, other):
+            reactor.watch(end, Echo(end))
+        one.send(b"!")
+    # It hangs if not.
+    await turns(10)
+    assert recorder.defects == []

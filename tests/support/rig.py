@@ -38,10 +38,8 @@ TICK_S = 0.02
 class SmallConnector(Connector):
     """Sockets whose send buffers a test can fill."""
 
-    def open(
-        self, endpoint: Endpoint, watcher: Watcher, *, speaks_first: bool = False
-    ) -> socket.SocketType:
-        sock = super().open(endpoint, watcher, speaks_first=speaks_first)
+    def open(self, endpoint: Endpoint, watcher: Watcher) -> socket.SocketType:
+        sock = super().open(endpoint, watcher)
         shrink(sock)
         return sock
 
