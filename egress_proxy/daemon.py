@@ -25,6 +25,7 @@ from egress_proxy.connector import Connector
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.ground import Ground, choose_sources, families_to_ask_for
 from egress_proxy.health import HealthChecks
+from egress_proxy.obstacles import bind_problem
 from egress_proxy.pipes import PipePool
 from egress_proxy.reactor import Reactor
 from egress_proxy.records import (
@@ -41,7 +42,7 @@ from egress_proxy.records import (
 from egress_proxy.relay import Engine
 from egress_proxy.reload import Reload
 from egress_proxy.resolver import Resolver
-from egress_proxy.roster import Roster, bind_problem
+from egress_proxy.roster import Roster
 from egress_proxy.survey import Survey
 from egress_proxy.tally import Tally
 from egress_proxy.wheel import Wheel
