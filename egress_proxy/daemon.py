@@ -17,11 +17,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__, addresses
-from egress_proxy import settings as run_settings
 from egress_proxy.addresses import ListenPoint
 from egress_proxy.admission import Admission, maximum_connections, raise_descriptor_limit
 from egress_proxy.connection import Plant
 from egress_proxy.connector import Connector
+from egress_proxy.environment import ADMIN_LISTEN, DESTINATION_FILE
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.ground import Ground, choose_sources, families_to_ask_for
 from egress_proxy.health import HealthChecks
@@ -43,6 +43,7 @@ from egress_proxy.relay import Engine
 from egress_proxy.reload import Reload
 from egress_proxy.resolver import Resolver
 from egress_proxy.roster import Roster
+from egress_proxy.settings import read_destinations
 from egress_proxy.survey import Survey
 from egress_proxy.tally import Tally
 from egress_proxy.wheel import Wheel
@@ -150,7 +151,7 @@ class Daemon:
             self._read_destinations,
             self._change,
             self._observer,
-            environ.get(run_settings.DESTINATION_FILE.name, "").strip(),
+            environ.get(DESTINATION_FILE.name, "").strip(),
         )
         self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -173,7 +174,7 @@ class Daemon:
         )
 
     def _read_destinations(self) -> Sequence[Destination]:
-        return run_settings.read_destinations(
+        return read_destinations(
             self._environ,
             denials=self._settings.denials,
             admin_listen=self._settings.admin_listen,
@@ -254,7 +255,7 @@ class Daemon:
                 # asyncio wants the class that wraps the plain one.
                 sockets.append(socket.socket(fileno=point.bind(wanted.port).detach()))
             except OSError as error:
-                name = run_settings.ADMIN_LISTEN.name
+                name = ADMIN_LISTEN.name
                 problems.append(bind_problem(name, wanted.port, point.address, error))
         return sockets, problems
 

@@ -15,9 +15,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from egress_proxy import addresses
+from egress_proxy.environment import SOURCE
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.records import Observer, SourceLost, SourceRestored
-from egress_proxy.settings import SOURCE
 from egress_proxy.status import Source
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from egress_proxy.addresses import family_of
+from egress_proxy.environment import LISTEN, SOURCE
 from egress_proxy.errors import Problem
-from egress_proxy.settings import LISTEN, SOURCE
 
 if TYPE_CHECKING:
     from collections.abc import Collection

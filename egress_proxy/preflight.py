@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from egress_proxy import addresses
 from egress_proxy.addresses import ListenPoint, family_of
+from egress_proxy.environment import DESTINATION
 from egress_proxy.ground import choose_sources, families_to_ask_for
 from egress_proxy.report import Finding
 from egress_proxy.resolver import LookupFailedError, Resolver
-from egress_proxy.settings import DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
