@@ -16,7 +16,8 @@ from egress_proxy.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from egress_proxy.destinations import Denials, Destination
+    from egress_proxy.denials import Denials
+    from egress_proxy.destinations import Destination
     from egress_proxy.variables import Address
 
 _BIND_CURES = {

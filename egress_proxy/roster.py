@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from egress_proxy.addresses import ListenPoint
-    from egress_proxy.destinations import Denials, Destination
+    from egress_proxy.denials import Denials
+    from egress_proxy.destinations import Destination
     from egress_proxy.ground import Ground
     from egress_proxy.resolver import Lookup
     from egress_proxy.settings import Settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from egress_proxy import destinations, environment, variables
-from egress_proxy.destinations import Denials
+from egress_proxy.denials import Denials
 from egress_proxy.environment import ADMIN_LISTEN, DESTINATION, DESTINATION_FILE
 from egress_proxy.errors import ConfigurationError, Problem
 

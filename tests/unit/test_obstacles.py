@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.destinations import Denials, Destination
+from egress_proxy.denials import Denials
+from egress_proxy.destinations import Destination
 from egress_proxy.obstacles import bind_problem, find_obstacles
 
 if TYPE_CHECKING:
