@@ -237,28 +237,32 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         )
         subparser.set_defaults(command=command)
         if command is check:
-            subparser.add_argument(
-                "--offline",
-                action="store_true",
-                help="judge the text alone: no names, no interfaces",
-            )
-            subparser.add_argument(
-                "--connect",
-                action="store_true",
-                help="connect to every address of every destination too",
-            )
-            subparser.add_argument(
-                "--output",
-                choices=("text", "json"),
-                default="text",
-                help="a table for a person, or JSON for a program",
-            )
-            subparser.add_argument(
-                "--show-settings",
-                action="store_true",
-                help="print what each variable holds, and nothing else",
-            )
+            _add_options_of_check(subparser)
     return parser
+
+
+def _add_options_of_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="judge the text alone: no names, no interfaces",
+    )
+    parser.add_argument(
+        "--connect",
+        action="store_true",
+        help="connect to every address of every destination too",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="a table for a person, or JSON for a program",
+    )
+    parser.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print what each variable holds, and nothing else",
+    )
 
 
 def _explain(variables: Iterable[Variable[Any]], environ: Mapping[str, str]) -> str:

@@ -82,15 +82,7 @@ def parse_destinations(
                 continue
             _claim_port(destination, by_port)
         except RefusedError as error:
-            problems.append(
-                Problem(
-                    variable=variable,
-                    line=number,
-                    value=error.value,
-                    reason=error.reason,
-                    cure=error.cure,
-                )
-            )
+            problems.append(error.problem(variable, line=number))
     if not by_port and not problems:
         problems.append(
             Problem(
