@@ -31,6 +31,8 @@ from tests.support.lab import (
 from tests.support.network import Host
 
 if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
     from egress_proxy.init.state import State
     from tests.support.network import Namespace
 
@@ -41,8 +43,11 @@ LINK_GATEWAY = "198.51.100.254"
 
 
 def change_routes(namespace: Namespace, *changes: tuple[str, dict[str, object]]) -> None:
-    for command, fields in changes:
-        namespace.netlink(lambda ip, c=command, f=fields: ip.route(c, **f))  # type: ignore[misc]
+    def change(ip: IPRoute) -> None:
+        for command, fields in changes:
+            ip.route(command, **fields)
+
+    namespace.netlink(change)
 
 
 def eth0(lab: Lab) -> int:

@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import NetlinkError  # type: ignore[import-untyped]
+from pyroute2 import NetlinkError
 
 from tests.support.namespaces import LabUnavailableError
 from tests.support.network import IPV6, Host, Namespace
