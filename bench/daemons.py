@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tests.support.namespaces import PRIVILEGED
+from tests.support.processes import Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
     from tests.support.network import Namespace
 
 _START_S = 10.0
-_STOP_S = 5.0
 _LISTEN = "0A"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -31,12 +28,8 @@ def pinned(cores: int | str, *argv: str) -> list[str]:
     return ["/usr/bin/taskset", "--cpu-list", str(cores), *argv]
 
 
-class Daemon:
-    """A server or proxy that runs until the ``with`` block ends.
-
-    Its output goes to an unlinked file, as a container's goes to a log: nobody has to read it
-    while something is measured. It dies with this process, even if that is killed.
-    """
+class Daemon(Command):
+    """A server or proxy in `namespace`, on `cores`. It dies with this process, even by SIGKILL."""
 
     def __init__(
         self,
@@ -47,39 +40,14 @@ class Daemon:
     ) -> None:
         self._name = Path(argv[0]).name
         self._namespace = namespace
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
-        self._popen = subprocess.Popen(
+        super().__init__(
             PRIVILEGED.launcher(namespace.descriptor, *pinned(cores, *argv)),
             env={"PATH": PATH, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(namespace.descriptor,),
+            descriptors=(namespace.descriptor,),
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        # There is nothing to drain for, and SIGTERM would make some of them wait for clients.
-        self._popen.kill()
-        self._popen.wait(_STOP_S)
-        if error is not None:
-            error.add_note(f"{self._name} wrote:\n{self.output()[-2000:].decode(errors='replace')}")
-        self._output.close()
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    def output(self) -> bytes:
-        """What it has written so far."""
-        return Path(f"/proc/self/fd/{self._output.fileno()}").read_bytes()
+    def transcript(self) -> str:
+        return f"{self._name} wrote:\n{super().transcript()[-2000:]}"
 
     def wait_for_ports(self, ports: Iterable[int]) -> None:
         """Wait until all of `ports` are listened on."""

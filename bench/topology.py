@@ -14,12 +14,8 @@ documentation (RFC 5737, RFC 3849).
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
 
 from tests.support.network import Host, Namespace
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 CLIENT = Host.of("198.51.100.10/24", "2001:db8:0:1::10/64")
 POD = Host.of("198.51.100.1/24", "2001:db8:0:1::1/64")
@@ -36,13 +32,15 @@ _SYSCTLS = {
 }
 
 
-class Topology:
+class Topology(ExitStack):
     """The namespaces of this module, which vanish with the process."""
 
     def __init__(self) -> None:
-        with ExitStack() as stack:
+        super().__init__()
+        with ExitStack() as undo:
+            undo.push(self)
             self.client, self.pod, self.remote = (
-                self._namespace(stack, name) for name in ("client", "pod", "remote")
+                self._namespace(name) for name in ("client", "pod", "remote")
             )
             self.client.join("eth0", self.pod, "eth0")
             self.pod.join(EGRESS_INTERFACE, self.remote, "eth0")
@@ -52,23 +50,11 @@ class Topology:
             self.remote.configure("eth0", REMOTE)
             self.client.route(REMOTE, POD)
             self.remote.route(CLIENT, RESERVED)
-            self._stack = stack.pop_all()
+            undo.pop_all()
 
-    @staticmethod
-    def _namespace(stack: ExitStack, name: str) -> Namespace:
+    def _namespace(self, name: str) -> Namespace:
         made = Namespace(name)
-        stack.callback(made.close)
+        self.callback(made.close)
         for key, value in _SYSCTLS.items():
             made.sysctl(key, value)
         return made
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()

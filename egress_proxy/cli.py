@@ -16,7 +16,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from egress_proxy import __version__, settings
+from egress_proxy import __version__, environment, settings
 from egress_proxy.errors import (
     EgressProxyError,
     PlatformError,
@@ -127,7 +127,7 @@ def _parts(environ: Mapping[str, str]) -> Sequence[Callable[..., None]]:
     """The commands whose variables are there; with none of them there, both are judged."""
     parts = (
         (_check_init, ("EGRESS_SOURCE", "EGRESS_GATEWAY")),
-        (_check_run, (settings.DESTINATION.name, settings.DESTINATION_FILE.name)),
+        (_check_run, (environment.DESTINATION.name, environment.DESTINATION_FILE.name)),
     )
     present = [part for part, names in parts if any(name in environ for name in names)]
     return present or [part for part, _ in parts]
@@ -167,7 +167,7 @@ def _gateways(environ: Mapping[str, str]) -> list[Address]:
 
 
 def _show_settings(environ: Mapping[str, str]) -> None:
-    for command, variables in (("init", init_settings.VARIABLES), ("run", settings.VARIABLES)):
+    for command, variables in (("init", init_settings.VARIABLES), ("run", environment.VARIABLES)):
         print(f"{command}:")  # noqa: T201 - the command's output
         width = max(len(variable.name) for variable in variables)
         for variable in variables:
@@ -186,7 +186,7 @@ def _current(variable: Variable[Any], environ: Mapping[str, str]) -> str:
 
 def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:
     # First of all: a misspelt name is often why the rest is refused.
-    for warning in settings.unknown_names(environ):
+    for warning in environment.unknown_names(environ):
         print(f"warning: {warning}", file=sys.stderr)  # noqa: T201 - no log is set up yet
     return settings.read_settings(environ)
 
@@ -224,7 +224,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="init | run | check")
     for command, variables in (
         (init, init_settings.VARIABLES),
-        (run, settings.VARIABLES),
+        (run, environment.VARIABLES),
         (check, ()),
     ):
         summary = (command.__doc__ or "").strip()
@@ -237,28 +237,32 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         )
         subparser.set_defaults(command=command)
         if command is check:
-            subparser.add_argument(
-                "--offline",
-                action="store_true",
-                help="judge the text alone: no names, no interfaces",
-            )
-            subparser.add_argument(
-                "--connect",
-                action="store_true",
-                help="connect to every address of every destination too",
-            )
-            subparser.add_argument(
-                "--output",
-                choices=("text", "json"),
-                default="text",
-                help="a table for a person, or JSON for a program",
-            )
-            subparser.add_argument(
-                "--show-settings",
-                action="store_true",
-                help="print what each variable holds, and nothing else",
-            )
+            _add_options_of_check(subparser)
     return parser
+
+
+def _add_options_of_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="judge the text alone: no names, no interfaces",
+    )
+    parser.add_argument(
+        "--connect",
+        action="store_true",
+        help="connect to every address of every destination too",
+    )
+    parser.add_argument(
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="a table for a person, or JSON for a program",
+    )
+    parser.add_argument(
+        "--show-settings",
+        action="store_true",
+        help="print what each variable holds, and nothing else",
+    )
 
 
 def _explain(variables: Iterable[Variable[Any]], environ: Mapping[str, str]) -> str:

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__, addresses
-from egress_proxy import settings as run_settings
-from egress_proxy.addresses import ListenPoint
+from egress_proxy.admin_port import AdminPort
 from egress_proxy.admission import Admission, maximum_connections, raise_descriptor_limit
 from egress_proxy.connection import Plant
 from egress_proxy.connector import Connector
-from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.ground import Ground, choose_sources, families_to_ask_for
+from egress_proxy.environment import DESTINATION_FILE
+from egress_proxy.errors import PlatformError
+from egress_proxy.ground import (
+    Ground,
+    choose_listen_points,
+    choose_sources,
+    families_to_ask_for,
+)
 from egress_proxy.health import HealthChecks
 from egress_proxy.pipes import PipePool
 from egress_proxy.reactor import Reactor
@@ -35,13 +39,14 @@ from egress_proxy.records import (
     DaemonStopped,
     LogSwitched,
     Observer,
+    Observers,
     Reason,
-    Record,
 )
 from egress_proxy.relay import Engine
 from egress_proxy.reload import Reload
 from egress_proxy.resolver import Resolver
-from egress_proxy.roster import Roster, bind_problem
+from egress_proxy.roster import Roster
+from egress_proxy.settings import read_destinations
 from egress_proxy.survey import Survey
 from egress_proxy.tally import Tally
 from egress_proxy.wheel import Wheel
@@ -50,7 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from egress_proxy.addresses import Interfaces
-    from egress_proxy.admin import AdminServer
     from egress_proxy.destinations import Destination
     from egress_proxy.settings import Settings
 
@@ -67,17 +71,6 @@ class Log(Observer, Protocol):
     def dropped(self) -> int: ...
 
     def report(self, error: Exception) -> None: ...
-
-
-class _Observers:
-    """Several as one."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def observe(self, record: Record) -> None:
-        for observer in self._observers:
-            observer.observe(record)
 
 
 class Stopping:
@@ -110,17 +103,14 @@ class Daemon:
         self._environ = environ
         self._log = log
         tally = Tally()
-        self._observer = _Observers(log, tally)
+        self._observer = Observers(log, tally)
         sources = choose_sources(settings, interfaces)
         # Where the cluster reaches the pod, and the LAN does not.
-        self._inside = addresses.listen_points(
+        inside = addresses.listen_points(
             interfaces, settings.interface, by_device=addresses.can_listen_by_device()
         )
-        self._listen = (
-            self._inside
-            if settings.listen == "auto"
-            else tuple(ListenPoint(address, "") for address in settings.listen)
-        )
+        self._listen = choose_listen_points(settings, inside)
+        self._admin_port = AdminPort(settings.admin_listen, inside)
         self._descriptors = raise_descriptor_limit()
         engine = Engine(loop, Reactor(loop, log.report), PipePool())
         self._plant = Plant(
@@ -149,9 +139,8 @@ class Daemon:
             self._read_destinations,
             self._change,
             self._observer,
-            environ.get(run_settings.DESTINATION_FILE.name, "").strip(),
+            environ.get(DESTINATION_FILE.name, "").strip(),
         )
-        self._admin: AdminServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     def reload(self) -> None:
@@ -172,7 +161,7 @@ class Daemon:
         )
 
     def _read_destinations(self) -> Sequence[Destination]:
-        return run_settings.read_destinations(
+        return read_destinations(
             self._environ,
             denials=self._settings.denials,
             admin_listen=self._settings.admin_listen,
@@ -201,7 +190,7 @@ class Daemon:
     async def _start(self) -> None:
         # First: what leads back to the pod is told with all else that can't work.
         self._ground.start()
-        admin_sockets, problems = self._bind_admin()
+        problems = self._admin_port.bind()
         self._roster.deny_listeners(self._settings.destinations)
         try:
             forwarders = self._roster.bind(self._settings.destinations)
@@ -209,8 +198,6 @@ class Daemon:
             forwarders = []
             problems += error.problems
         if problems:
-            for sock in admin_sockets:
-                sock.close()
             raise PlatformError(*problems)
         self._observer.observe(
             DaemonStarted(
@@ -222,7 +209,7 @@ class Daemon:
             )
         )
         self._roster.open(forwarders)
-        await self._serve_admin(admin_sockets)
+        await self._admin_port.serve(self._survey.take)
         self._tasks = [
             asyncio.create_task(self._announce_ready(), name="announce ready"),
             asyncio.create_task(self._reload.run(), name="reload"),
@@ -240,31 +227,6 @@ class Daemon:
         # What lives until the end need not be looked at by the garbage collector again.
         gc.collect()
         gc.freeze()
-
-    def _bind_admin(self) -> tuple[list[socket.socket], list[Problem]]:
-        wanted = self._settings.admin_listen
-        sockets: list[socket.socket] = []
-        problems: list[Problem] = []
-        if wanted is None:
-            return sockets, problems
-        points = self._inside if wanted.address is None else (ListenPoint(wanted.address, ""),)
-        for point in points:
-            try:
-                # asyncio wants the class that wraps the plain one.
-                sockets.append(socket.socket(fileno=point.bind(wanted.port).detach()))
-            except OSError as error:
-                name = run_settings.ADMIN_LISTEN.name
-                problems.append(bind_problem(name, wanted.port, point.address, error))
-        return sockets, problems
-
-    async def _serve_admin(self, sockets: Sequence[socket.socket]) -> None:
-        if not sockets:
-            return
-        # A daemon without this port does not pay for HTTP and the metrics' library.
-        from egress_proxy.admin import AdminServer, Pages  # noqa: PLC0415 - see above
-
-        self._admin = AdminServer(Pages(self._survey.take))
-        await self._admin.start(sockets)
 
     async def _announce_ready(self) -> None:
         await self._roster.asked()
@@ -320,8 +282,7 @@ class Daemon:
     async def _release(self) -> None:
         """Give everything back, in reverse; also after a start that failed half way."""
         await self._end_tasks()
-        if self._admin is not None:
-            await self._admin.stop()
+        await self._admin_port.stop()
         self._ground.stop()
         await self._roster.stop()
         await self._resolver.close()

@@ -15,16 +15,16 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from egress_proxy import addresses
+from egress_proxy.environment import SOURCE
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.records import Observer, SourceLost, SourceRestored
-from egress_proxy.settings import SOURCE
 from egress_proxy.status import Source
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping
 
-    from egress_proxy.addresses import Interfaces
+    from egress_proxy.addresses import Interfaces, ListenPoint
     from egress_proxy.settings import Settings
     from egress_proxy.variables import Address
 
@@ -166,6 +166,15 @@ def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]
                 )
             )
     return {addresses.family_of(address): str(address) for address in chosen}
+
+
+def choose_listen_points(
+    settings: Settings, inside: tuple[ListenPoint, ...]
+) -> tuple[ListenPoint, ...]:
+    """Where clients are served: `inside`, where the cluster is, unless the admin says where."""
+    if settings.listen == "auto":
+        return inside
+    return tuple(addresses.ListenPoint(address, "") for address in settings.listen)
 
 
 def families_to_ask_for(sources: Mapping[int, str], interfaces: Interfaces) -> set[int]:

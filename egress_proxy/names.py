@@ -4,7 +4,7 @@ It never lets a failure take away what a good answer gave: an outage of DNS must
 the egress.
 
 Trust boundary: an answer is data from outside. Addresses that are never connected to
-(`destinations.Denials`) are dropped here, so that nothing behind this module sees them. A name is
+(`denials.Denials`) are dropped here, so that nothing behind this module sees them. A name is
 judged as a whole, for all ports that lead to it.
 """
 
@@ -27,7 +27,7 @@ from egress_proxy.resolver import Lookup, LookupFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from egress_proxy.destinations import Denials
+    from egress_proxy.denials import Denials
     from egress_proxy.variables import Address
 
 # An answer is asked for again when its TTL runs out, but neither in a storm nor after hours.

@@ -14,16 +14,18 @@ import socket
 from typing import TYPE_CHECKING
 
 from egress_proxy import addresses
-from egress_proxy.addresses import ListenPoint, family_of
-from egress_proxy.ground import choose_sources, families_to_ask_for
+from egress_proxy.addresses import family_of
+from egress_proxy.environment import DESTINATION
+from egress_proxy.ground import choose_listen_points, choose_sources, families_to_ask_for
 from egress_proxy.report import Finding
 from egress_proxy.resolver import LookupFailedError, Resolver
-from egress_proxy.settings import DESTINATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from egress_proxy.destinations import Denials, Destination
+    from egress_proxy.addresses import ListenPoint
+    from egress_proxy.denials import Denials
+    from egress_proxy.destinations import Destination
     from egress_proxy.settings import Settings
     from egress_proxy.variables import Address
 
@@ -47,11 +49,8 @@ async def examine(
     """Everything about `run`. Raises `PlatformError` when there is no source address."""
     interfaces = addresses.read_interfaces()
     sources = choose_sources(settings, interfaces)
-    points = (
-        addresses.listen_points(interfaces, settings.interface, by_device=False)
-        if settings.listen == "auto"
-        else [ListenPoint(address, "") for address in settings.listen]
-    )
+    inside = addresses.listen_points(interfaces, settings.interface, by_device=False)
+    points = choose_listen_points(settings, inside)
     findings = [
         Finding(
             subject="source",

@@ -55,6 +55,17 @@ class Observer(Protocol):
     def observe(self, record: Record) -> None: ...
 
 
+class Observers:
+    """Several as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def observe(self, record: Record) -> None:
+        for observer in self._observers:
+            observer.observe(record)
+
+
 class ConnectionClosed(Record, frozen=True, kw_only=True):
     """The one record of a connection.
 

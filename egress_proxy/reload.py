@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from egress_proxy.errors import EgressProxyError
 from egress_proxy.records import ConfigRejected, ConfigReloaded, Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from egress_proxy.destinations import Destination
 
@@ -36,6 +37,31 @@ def look_at(path: str) -> Look:
     except OSError:
         return None
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What has to be done to get from some destinations to others; `removed` are ports."""
+
+    added: tuple[Destination, ...]
+    changed: tuple[Destination, ...]
+    removed: tuple[int, ...]
+    unchanged: int
+
+
+def compare(before: Mapping[int, Destination], after: Iterable[Destination]) -> Difference:
+    """The difference by port; a destination that moved to another line is the same."""
+    added, changed, unchanged = [], [], 0
+    left = dict(before)
+    for destination in after:
+        old = left.pop(destination.port, None)
+        if old is None:
+            added.append(destination)
+        elif (old.host, old.remote_port) != (destination.host, destination.remote_port):
+            changed.append(destination)
+        else:
+            unchanged += 1
+    return Difference(tuple(added), tuple(changed), tuple(left), unchanged)
 
 
 class Reload:

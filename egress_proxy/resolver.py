@@ -10,7 +10,7 @@ and a second resolver for when c-ares can't reach a server: libc would ask the s
 thread that nothing can end, and tell no TTL.
 
 Trust boundary: an answer is data from outside. Who uses it judges its addresses
-(`destinations.Denials`).
+(`denials.Denials`).
 """
 
 from __future__ import annotations

@@ -8,62 +8,28 @@ the same is not touched: neither its listeners, nor its addresses, nor its conne
 from __future__ import annotations
 
 import asyncio
-import errno
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from egress_proxy.addresses import family_of
 from egress_proxy.connection import Connection, Plant, Rules
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.forwarder import Forwarder
 from egress_proxy.names import NameKeeper
+from egress_proxy.obstacles import bind_problem, find_obstacles
 from egress_proxy.records import ConfigReloaded, DestinationDenied, Reason
-from egress_proxy.settings import LISTEN, SOURCE
+from egress_proxy.reload import compare
 from egress_proxy.withdrawals import Withdrawals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from egress_proxy.addresses import ListenPoint
-    from egress_proxy.destinations import Denials, Destination
+    from egress_proxy.denials import Denials
+    from egress_proxy.destinations import Destination
     from egress_proxy.ground import Ground
     from egress_proxy.resolver import Lookup
     from egress_proxy.settings import Settings
     from egress_proxy.variables import Address
-
-_BIND_CURES = {
-    errno.EADDRINUSE: "another process of the pod listens there: use another port",
-    errno.EADDRNOTAVAIL: f"the pod has no such address: correct {LISTEN.name}",
-    errno.EACCES: (
-        "let the pod's securityContext set the sysctl net.ipv4.ip_unprivileged_port_start to 0, "
-        "or use a port from 1024"
-    ),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """What has to be done to get from some destinations to others; `removed` are ports."""
-
-    added: tuple[Destination, ...]
-    changed: tuple[Destination, ...]
-    removed: tuple[int, ...]
-    unchanged: int
-
-
-def compare(before: Mapping[int, Destination], after: Iterable[Destination]) -> Difference:
-    """The difference by port; a destination that moved to another line is the same."""
-    added, changed, unchanged = [], [], 0
-    left = dict(before)
-    for destination in after:
-        old = left.pop(destination.port, None)
-        if old is None:
-            added.append(destination)
-        elif (old.host, old.remote_port) != (destination.host, destination.remote_port):
-            changed.append(destination)
-        else:
-            unchanged += 1
-    return Difference(tuple(added), tuple(changed), tuple(left), unchanged)
 
 
 class Roster:
@@ -110,9 +76,9 @@ class Roster:
         problems: list[Problem] = []
         bound = []
         for destination in changed:
-            problems += self._source_problems(destination) + self._loop_problems(destination)
+            problems += self._obstacles(destination)
         for destination in destinations:
-            problems += self._source_problems(destination) + self._loop_problems(destination)
+            problems += self._obstacles(destination)
             forwarder = Forwarder(self._plant, self._rules, destination)
             bound.append(forwarder)
             for point in self._listen:
@@ -133,6 +99,11 @@ class Roster:
                 forwarder.close()
             raise PlatformError(*problems)
         return bound
+
+    def _obstacles(self, destination: Destination) -> list[Problem]:
+        sources = self._plant.connector.sources
+        variable = self._settings.destinations_from
+        return find_obstacles(variable, destination, sources, self._denials)
 
     def deny_listeners(self, destinations: Iterable[Destination]) -> None:
         """Connect to no port of `destinations` on the pod itself: it would come back to us."""
@@ -306,47 +277,3 @@ class Roster:
         for connection in self.connections():
             if connection.forwarder is forwarder:
                 connection.abort(Reason.DRAINED)
-
-    def _source_problems(self, destination: Destination) -> list[Problem]:
-        host, sources = destination.host, self._plant.connector.sources
-        if isinstance(host, str) or not sources or family_of(host) in sources:
-            return []
-        return [
-            Problem(
-                variable=self._settings.destinations_from,
-                line=destination.line,
-                value=str(host),
-                reason=f"there is no IPv{host.version} source address to reach it from",
-                cure=f"give the egress interface one, or set {SOURCE.name}",
-            )
-        ]
-
-    def _loop_problems(self, destination: Destination) -> list[Problem]:
-        host = destination.host
-        if isinstance(host, str):
-            return []
-        reason = self._denials.reason(host, (destination.remote_port,))
-        if reason is None:
-            return []
-        return [
-            Problem(
-                variable=self._settings.destinations_from,
-                line=destination.line,
-                value=str(destination),
-                reason=f"{reason} is never connected to",
-                cure="write the remote host's own address",
-            )
-        ]
-
-
-def bind_problem(
-    variable: str, port: int, address: Address, error: OSError, *, line: int | None = None
-) -> Problem:
-    """Why `port`, which `variable` asks for, can't be had at `address`."""
-    return Problem(
-        variable=variable,
-        line=line,
-        value=str(port),
-        reason=f"can't listen on {address}: {error.strerror}",
-        cure=_BIND_CURES.get(error.errno or 0, "see the reason"),
-    )

@@ -48,6 +48,15 @@ class RefusedError(ValueError):
         self.cure = cure
         self.value = value
 
+    def problem(
+        self, variable: str, text: str | None = None, *, line: int | None = None
+    ) -> Problem:
+        """What to mend in `variable`; `text` is blamed, where no part of it is."""
+        value = text if self.value is None else self.value
+        return Problem(
+            variable=variable, line=line, value=value, reason=self.reason, cure=self.cure
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Variable(Generic[T]):
@@ -85,14 +94,7 @@ class Reader:
         return cast("T", None)
 
     def refuse(self, variable: Variable[T], error: RefusedError, text: str) -> None:
-        self.problems.append(
-            Problem(
-                variable=variable.name,
-                value=text if error.value is None else error.value,
-                reason=error.reason,
-                cure=error.cure,
-            )
-        )
+        self.problems.append(error.problem(variable.name, text))
 
     def raise_problems(self) -> None:
         """Raise `ConfigurationError` with everything collected so far, if there is anything."""

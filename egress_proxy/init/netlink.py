@@ -13,11 +13,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
-from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]
-    NetlinkDumpInterrupted,
-    NetlinkError,
-)
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from egress_proxy.init import devconf
 from egress_proxy.init.messages import (

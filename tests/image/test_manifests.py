@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate  # type: ignore[import-untyped]
+import kubernetes_validate
 import pytest
 import yaml
-from kubernetes_validate.utils import SchemaNotFoundError  # type: ignore[import-untyped]
+from kubernetes_validate.utils import SchemaNotFoundError
 
 from egress_proxy.settings import read_settings
 from tests.image.containers import ROOT, Resource, example, require

@@ -6,11 +6,15 @@ import asyncio
 import json
 import socket
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
 
+from egress_proxy.addresses import ListenPoint
 from egress_proxy.admin import MAX_CLIENTS, AdminServer, Pages
+from egress_proxy.admin_port import AdminPort
+from egress_proxy.environment import AdminListen
 from tests.support.peers import Peer
 from tests.support.snapshots import destination, status
 
@@ -211,3 +215,17 @@ async def test_stopping_leaves_no_client() -> None:
     with pytest.raises(ConnectionResetError):
         await reader.read()
     writer.close()
+
+
+async def test_a_port_that_can_not_be_had_is_told_and_nothing_is_kept() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        inside = [ListenPoint(ip_address(address), "") for address in ("127.0.0.2", "127.0.0.1")]
+        admin_port = AdminPort(AdminListen(None, port), inside)
+        [problem] = admin_port.bind()
+        assert str(problem) == (
+            f"EGRESS_DNS_PROXY_ADMIN_LISTEN: '{port}': can't listen on 127.0.0.1: Address already "
+            "in use; another process of the pod listens there: use another port"
+        )
+        await admin_port.stop()
+        socket.create_server(("127.0.0.2", port)).close()

@@ -121,27 +121,38 @@ def routes(namespace: Namespace) -> set[str]:
     return {str(route) for route in observe(namespace).routes}
 
 
+def seen_outside(lab: Lab, outside: str) -> str:
+    """The address that a server outside, on `outside`, sees the pod at."""
+    with (
+        lab.outside.listen(outside, 80) as listener,
+        lab.pod.connect(outside, 80),
+        listener.accept()[0] as accepted,
+    ):
+        return str(accepted.getpeername()[0])
+
+
+def answered(lab: Lab, client: Namespace, pod: str) -> str:
+    """The address that a server in the pod, on `pod`, sees `client` at; its answer gets there."""
+    with (
+        lab.pod.listen(pod, 80) as listener,
+        client.connect(pod, 80) as connected,
+        listener.accept()[0] as accepted,
+    ):
+        accepted.sendall(b"hello")
+        assert connected.recv(5) == b"hello"
+        return str(accepted.getpeername()[0])
+
+
 def assert_works(lab: Lab, env: dict[str, str], *, read_only: bool = False) -> None:
     """The outside sees the reserved address, every client gets replies, and init has finished."""
     version6 = ":" in env["EGRESS_SOURCE"]
     for outside, reserved in ((OUTSIDE.v4, RESERVED.v4), (OUTSIDE.v6, RESERVED.v6)):
         if ":" in outside and not version6:
             continue
-        with (
-            lab.outside.listen(outside, 80) as listener,
-            lab.pod.connect(outside, 80),
-            listener.accept()[0] as accepted,
-        ):
-            assert accepted.getpeername()[0] == reserved
+        assert seen_outside(lab, outside) == reserved
     for pod in (POD.v4, POD.v6) if version6 else (POD.v4,):
         for client in (lab.client, lab.node):
-            with (
-                lab.pod.listen(pod, 80) as listener,
-                client.connect(pod, 80) as connected,
-                listener.accept()[0] as accepted,
-            ):
-                accepted.sendall(b"hello")
-                assert connected.recv(5) == b"hello"
+            assert answered(lab, client, pod)
     assert init(lab, env, read_only=read_only).expect_done()["steps"] == 0
 
 

@@ -50,7 +50,7 @@ class Unlucky(Netlink):
         for source in self._settings.sources:
             routes = self.observe().table(MAIN_TABLE, source.version)
             if not any(route.default for route in routes):
-                print(f"no default route after {change}", file=sys.stderr)  # noqa: T201
+                print(f"no default route after {change}", file=sys.stderr)  # noqa: T201 - what a test reads
                 os._exit(NO_DEFAULT_ROUTE)
 
 

@@ -17,14 +17,16 @@ from tests.netns.init_lab import (
     DUAL,
     V4,
     V6,
+    answered,
     assert_works,
     default_routes,
     init,
     observe,
+    seen_outside,
     settle,
     snapshot,
 )
-from tests.support.lab import GATEWAY, NODE_TO_PODS, OUTSIDE, POD, RESERVED
+from tests.support.lab import CLIENT, GATEWAY, NODE_TO_PODS, OUTSIDE, POD, RESERVED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,19 +56,8 @@ def test_traffic_both_ways(lab: Lab, source: str, gateway: str) -> None:
     env = {**V6, "EGRESS_SOURCE": source, "EGRESS_GATEWAY": gateway}
     init(lab, env).expect_done()
     assert default_routes(lab.pod, 6) == [OURS]
-    with (
-        lab.outside.listen(OUTSIDE.v6, 80) as listener,
-        lab.pod.connect(OUTSIDE.v6, 80),
-        listener.accept()[0] as accepted,
-    ):
-        assert accepted.getpeername()[0] == RESERVED.v6
-    with (
-        lab.pod.listen(POD.v6, 80) as listener,
-        lab.client.connect(POD.v6, 80) as client,
-        listener.accept()[0] as accepted,
-    ):
-        accepted.sendall(b"hello")
-        assert client.recv(5) == b"hello"
+    assert seen_outside(lab, OUTSIDE.v6) == RESERVED.v6
+    assert answered(lab, lab.client, POD.v6) == CLIENT.v6
 
 
 def test_a_link_local_gateway(lab: Lab) -> None:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.init.netlink import Netlink
-from tests.netns.init_lab import DUAL, V4, assert_works, default_routes, init, routes, snapshot
+from tests.netns.init_lab import (
+    DUAL,
+    V4,
+    assert_works,
+    default_routes,
+    init,
+    routes,
+    seen_outside,
+    snapshot,
+)
 from tests.support.lab import (
     CLIENT,
     EGRESS_PROXY,
@@ -22,6 +31,8 @@ from tests.support.lab import (
 from tests.support.network import Host
 
 if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
     from egress_proxy.init.state import State
     from tests.support.network import Namespace
 
@@ -32,8 +43,11 @@ LINK_GATEWAY = "198.51.100.254"
 
 
 def change_routes(namespace: Namespace, *changes: tuple[str, dict[str, object]]) -> None:
-    for command, fields in changes:
-        namespace.netlink(lambda ip, c=command, f=fields: ip.route(c, **f))  # type: ignore[misc]
+    def change(ip: IPRoute) -> None:
+        for command, fields in changes:
+            ip.route(command, **fields)
+
+    namespace.netlink(change)
 
 
 def eth0(lab: Lab) -> int:
@@ -128,12 +142,7 @@ def test_no_default_route(lab: Lab) -> None:
     result = init(lab, V4)
     result.expect_done()
     assert len(result.warnings) == 1
-    with (
-        lab.outside.listen(OUTSIDE.v4, 80) as listener,
-        lab.pod.connect(OUTSIDE.v4, 80),
-        listener.accept()[0] as accepted,
-    ):
-        assert accepted.getpeername()[0] == RESERVED.v4
+    assert seen_outside(lab, OUTSIDE.v4) == RESERVED.v4
     with lab.pod.listen(POD.v4, 80), lab.node.connect(POD.v4, 80):
         pass
 

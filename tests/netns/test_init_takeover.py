@@ -11,10 +11,12 @@ from tests.netns.init_lab import (
     DUAL,
     NEEDED,
     V4,
+    answered,
     default_routes,
     drain,
     init,
     monitor,
+    seen_outside,
     settle,
     snapshot,
 )
@@ -35,24 +37,12 @@ def resolv_conf(tmp_path: Path) -> Path:
 
 def test_the_outside_sees_the_reserved_address(lab: Lab) -> None:
     init(lab, V4).expect_done()
-    with (
-        lab.outside.listen(OUTSIDE.v4, 80) as listener,
-        lab.pod.connect(OUTSIDE.v4, 80),
-        listener.accept()[0] as accepted,
-    ):
-        assert accepted.getpeername()[0] == RESERVED.v4
+    assert seen_outside(lab, OUTSIDE.v4) == RESERVED.v4
 
 
 def test_a_client_on_another_subnet_gets_its_replies(lab: Lab) -> None:
     init(lab, V4).expect_done()
-    with (
-        lab.pod.listen(POD.v4, 80) as listener,
-        lab.client.connect(POD.v4, 80) as client,
-        listener.accept()[0] as accepted,
-    ):
-        accepted.sendall(b"hello")
-        assert client.recv(5) == b"hello"
-        assert accepted.getpeername()[0] == CLIENT.v4
+    assert answered(lab, lab.client, POD.v4) == CLIENT.v4
 
 
 def test_a_client_on_the_egress_lan_gets_its_replies_over_the_pod_network(lab: Lab) -> None:
@@ -61,14 +51,7 @@ def test_a_client_on_the_egress_lan_gets_its_replies_over_the_pod_network(lab: L
         lambda ip: ip.route("add", dst=str(POD.interface4.network), gateway=NODE_TO_LAN.v4)
     )
     init(lab, V4).expect_done()
-    with (
-        lab.pod.listen(POD.v4, 80) as listener,
-        lab.gateway.connect(POD.v4, 80) as client,
-        listener.accept()[0] as accepted,
-    ):
-        accepted.sendall(b"hello")
-        assert client.recv(5) == b"hello"
-        assert accepted.getpeername()[0] == GATEWAY.v4
+    assert answered(lab, lab.gateway, POD.v4) == GATEWAY.v4
 
 
 @pytest.mark.parametrize("server", [CLUSTER_DNS.v4, CLUSTER_DNS.v6])

@@ -17,7 +17,7 @@ from tests.support.namespaces import Container
 from tests.support.network import COVERAGE, IPV6, Host, Namespace
 
 if TYPE_CHECKING:
-    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+    from pyroute2 import IPRoute
 
 FAMILIES = [
     "v4",

@@ -19,7 +19,7 @@ from tests.support.lab import GATEWAY, OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pyroute2 import IPRoute  # type: ignore[import-untyped]
+    from pyroute2 import IPRoute
 
     from tests.support.lab import Lab
     from tests.support.network import Namespace

@@ -7,6 +7,7 @@ status is 0 only if the outside saw the reserved address on every connection.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import sys
@@ -41,7 +42,8 @@ client ───────── node ───────── pod
 
 def main() -> int:
     # Where the output can't show the lines of the picture, it still gets the text.
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)  # type: ignore[union-attr]
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     started = monotonic()
     user = os.getuid()
     try:

@@ -12,7 +12,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from tests.support.dns import DnsServer, Name
 from tests.support.lab import (
@@ -30,7 +30,6 @@ from tests.support.namespaces import PRIVILEGED, Container
 if TYPE_CHECKING:
     import socket
     import subprocess
-    from types import TracebackType
 
     from tests.support.processes import Process, Record
 
@@ -87,7 +86,7 @@ LEAST_PRIVILEGE = PodSecurity(
 )
 
 
-class Deployment:
+class Deployment(ExitStack):
     """The pod in `lab`, its name server on the node, and a listener for each destination.
 
     The pod's resolv.conf is mounted by itself, as the kubelet does it, or with `own_etc` is a file
@@ -97,38 +96,29 @@ class Deployment:
     def __init__(
         self, lab: Lab, security: PodSecurity = AS_DOCUMENTED, *, own_etc: bool = False
     ) -> None:
+        super().__init__()
         self.lab = lab
         self._security = security
         self._own_etc = own_etc
-        with ExitStack() as stack:
-            self._etc = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with ExitStack() as undo:
+            undo.push(self)
+            self._etc = Path(self.enter_context(tempfile.TemporaryDirectory()))
             self._resolv_conf = self._etc / "resolv.conf"
             self._resolv_conf.write_text(RESOLV_CONF)
             address = CLUSTER_DNS.v4, 53
-            self.dns = stack.enter_context(
+            self.dns = self.enter_context(
                 DnsServer(lab.node.bind(*address), lab.node.listen(*address))
             )
             self.dns.zone.update(ZONE)
             self._listeners = {
-                port: stack.enter_context(lab.outside.listen(*endpoint))
+                port: self.enter_context(lab.outside.listen(*endpoint))
                 for port, endpoint in ENDPOINTS.items()
             }
             for listener in self._listeners.values():
                 listener.settimeout(TIMEOUT_S)
             for key, value in security.sysctls.items():
                 lab.pod.sysctl(key, value)
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+            undo.pop_all()
 
     def change_resolv_conf(self, text: str) -> None:
         """Write `text` in place, or with an /etc of its own into a file that takes the place."""
@@ -152,7 +142,7 @@ class Deployment:
 
     def start(self, **more_env: str) -> Process:
         """Start the main container; it ends with the deployment at the latest."""
-        return self._stack.enter_context(
+        return self.enter_context(
             self.lab.pod.start(
                 EGRESS_PROXY,
                 "run",

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from types import TracebackType
 
     from tests.support.network import Namespace
     from tests.support.processes import Process
@@ -58,7 +57,7 @@ def find(daemon: str) -> str | None:
     return shutil.which(daemon) or shutil.which(daemon, path="/usr/sbin:/sbin")
 
 
-class DnsDaemons:
+class DnsDaemons(ExitStack):
     """Asked on port 53 of `address`, as long as the ``with`` block lasts; `kind` is who answers.
 
     dnsmasq listens on port 53 of `delegated`, if it is not who answers.
@@ -67,37 +66,25 @@ class DnsDaemons:
     def __init__(
         self, kind: str, namespace: Namespace, address: str, delegated: str, directory: Path
     ) -> None:
+        super().__init__()
         self._namespace = namespace
         self._knowing = address
-        with ExitStack() as stack:
-            if kind == "unbound":
-                self._knowing = delegated
-                values = {
-                    "address": address,
-                    "delegated": delegated,
-                    "directory": directory,
-                    "parent": _PARENT,
-                    "ttl": TTL_S,
-                    "zone": ZONE,
-                }
-                (directory / "parent.zone").write_text(_PARENT_ZONE.format_map(values))
-                conf = directory / "unbound.conf"
-                conf.write_text(_UNBOUND_CONF.format_map(values))
-                unbound = find("unbound")
-                assert unbound is not None
-                stack.enter_context(namespace.start(unbound, "-c", str(conf), env={}))
-            self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
+        if kind == "unbound":
+            self._knowing = delegated
+            values = {
+                "address": address,
+                "delegated": delegated,
+                "directory": directory,
+                "parent": _PARENT,
+                "ttl": TTL_S,
+                "zone": ZONE,
+            }
+            (directory / "parent.zone").write_text(_PARENT_ZONE.format_map(values))
+            conf = directory / "unbound.conf"
+            conf.write_text(_UNBOUND_CONF.format_map(values))
+            unbound = find("unbound")
+            assert unbound is not None
+            self.enter_context(namespace.start(unbound, "-c", str(conf), env={}))
 
     def serving(self, records: Mapping[str, str]) -> Process:
         """The server that knows `records`, names with one IPv4 address each.

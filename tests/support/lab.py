@@ -20,15 +20,12 @@ import errno
 import sysconfig
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
-from pyroute2 import NetlinkError  # type: ignore[import-untyped]
+from pyroute2 import NetlinkError
 
 from tests.support.namespaces import LabUnavailableError
 from tests.support.network import IPV6, Host, Namespace
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 # The command as it is installed beside the interpreter of the tests.
 EGRESS_PROXY = str(Path(sysconfig.get_path("scripts")) / "egress-proxy")
@@ -50,7 +47,7 @@ OUTSIDE_SECOND = Host.of("203.0.113.131/25", "2001:db8:0:4::131/64")
 DEFAULT = Host.of("0.0.0.0/0", "::/0")
 
 
-class Lab:
+class Lab(ExitStack):
     """The topology of this module, ready for traffic; the pod's ``macvlan0`` is down and bare.
 
     `rp_filter` is the reverse-path filter of every namespace: 1 is strict (RFC 3704), which
@@ -59,21 +56,13 @@ class Lab:
     """
 
     def __init__(self, *, rp_filter: int = 1) -> None:
-        with ExitStack() as stack:
-
-            def namespace(name: str) -> Namespace:
-                made = Namespace(name)
-                stack.callback(made.close)
-                for which in ("all", "default"):
-                    made.sysctl(f"ipv4/conf/{which}/rp_filter", rp_filter)
-                _set_duplicate_detection(made, on=False)
-                return made
-
-            self.client = namespace("client")
-            self.node = namespace("node")
-            self.pod = namespace("pod")
-            self.gateway = namespace("gateway")
-            self.outside = namespace("outside")
+        super().__init__()
+        with ExitStack() as undo:
+            undo.push(self)
+            self.client, self.node, self.pod, self.gateway, self.outside = (
+                self._namespace(name, rp_filter)
+                for name in ("client", "node", "pod", "gateway", "outside")
+            )
             try:
                 self._build_cluster()
                 self._build_lan()
@@ -83,18 +72,15 @@ class Lab:
                     raise
                 reason = "this kernel has no veth or no macvlan; load the modules of these names"
                 raise LabUnavailableError(reason) from error
-            self._stack = stack.pop_all()
+            undo.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def _namespace(self, name: str, rp_filter: int) -> Namespace:
+        made = Namespace(name)
+        self.callback(made.close)
+        for which in ("all", "default"):
+            made.sysctl(f"ipv4/conf/{which}/rp_filter", rp_filter)
+        _set_duplicate_detection(made, on=False)
+        return made
 
     def _build_cluster(self) -> None:
         _forward(self.node)

@@ -11,7 +11,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pyroute2 import IPRoute  # type: ignore[import-untyped]
+from pyroute2 import IPRoute
 
 from tests.support.namespaces import CLONE_NEWNET, PRIVILEGED, Container, setns, unshare
 from tests.support.processes import Process

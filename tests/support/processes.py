@@ -1,11 +1,13 @@
-"""A command under test: its records as they come, its stderr, and an end in every case."""
+"""Commands: what they write, the records of one under test as they come, and an end in any case."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import tempfile
 import threading
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -15,35 +17,30 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
-class Process:
-    """A running command whose stdout is JSON lines, one record a line.
+class Command:
+    """A running command; leaving the ``with`` block kills it, if it still runs.
 
-    A thread reads stdout, so that a command never waits for a test to read. Leaving the ``with``
-    block kills what still runs; `stop` is the way to see it end by itself.
+    What it writes goes to an unlinked file, as a container's goes to a log: nobody has to read it
+    meanwhile. `stdout` is where that of the command goes instead.
     """
 
     def __init__(
-        self, argv: list[str], *, env: Mapping[str, str], descriptors: tuple[int, ...] = ()
+        self,
+        argv: list[str],
+        *,
+        env: Mapping[str, str],
+        descriptors: tuple[int, ...] = (),
+        stdout: int | None = None,
     ) -> None:
-        self.records: list[Record] = []
-        self._unseen: list[Record] = []
-        self._news = threading.Condition()
-        self._ended = False
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - __exit__ closes it
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - __exit__ closes it
         self._popen = subprocess.Popen(
             argv,
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stdout=self._output if stdout is None else stdout,
+            stderr=self._output,
             pass_fds=descriptors,
-            text=True,
         )
-        assert self._popen.stdout is not None
-        self._reader = threading.Thread(
-            target=self._read, args=(self._popen.stdout,), name=f"stdout of {argv[-1]}"
-        )
-        self._reader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -57,18 +54,55 @@ class Process:
         self._popen.kill()
         self.wait()
         if error is not None:
-            error.add_note(self._transcript())
-        self._stderr.close()
+            error.add_note(self.transcript())
+        self._output.close()
 
     @property
     def pid(self) -> int:
         return self._popen.pid
 
+    def output(self) -> bytes:
+        """What is in the file so far."""
+        # Opened anew: the offset of our own descriptor is where the command writes.
+        return Path(f"/proc/self/fd/{self._output.fileno()}").read_bytes()
+
+    def transcript(self) -> str:
+        """What a failure wants to show."""
+        return self.output().decode(errors="replace")
+
+    def wait(self, *, timeout_s: float = 10) -> int:
+        """The exit status, once the command has ended."""
+        try:
+            return self._popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running\n{self.transcript()}") from None
+
+
+class Process(Command):
+    """A running command whose stdout is JSON lines, one record a line.
+
+    A thread reads stdout, so that a command never waits for a test to read. `stop` is the way to
+    see it end by itself.
+    """
+
+    def __init__(
+        self, argv: list[str], *, env: Mapping[str, str], descriptors: tuple[int, ...] = ()
+    ) -> None:
+        self.records: list[Record] = []
+        self._unseen: list[Record] = []
+        self._news = threading.Condition()
+        self._ended = False
+        super().__init__(argv, env=env, descriptors=descriptors, stdout=subprocess.PIPE)
+        assert self._popen.stdout is not None
+        self._reader = threading.Thread(
+            target=self._read, args=(self._popen.stdout,), name=f"stdout of {argv[-1]}"
+        )
+        self._reader.start()
+
     @property
     def stderr(self) -> str:
         """What the command has written to stderr so far."""
-        self._stderr.seek(0)
-        return self._stderr.read()
+        return self.output().decode()
 
     def wait_for(self, event: str, *, timeout_s: float = 10, **fields: object) -> Record:
         """The first record of `event` with these `fields` that no earlier call has returned."""
@@ -85,16 +119,13 @@ class Process:
             record = found()
             if record is None:
                 why = "the command ended" if self._ended else f"nothing in {timeout_s} s"
-                raise AssertionError(f"no {event} {fields}: {why}\n{self._transcript()}")
+                raise AssertionError(f"no {event} {fields}: {why}\n{self.transcript()}")
             self._unseen.remove(record)
             return record
 
     def wait(self, *, timeout_s: float = 10) -> int:
         """The exit status, once the command has ended and all its records are read."""
-        try:
-            status = self._popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running\n{self._transcript()}") from None
+        status = super().wait(timeout_s=timeout_s)
         self._reader.join()
         return status
 
@@ -107,9 +138,9 @@ class Process:
         self.terminate()
         return self.wait(timeout_s=timeout_s)
 
-    def _read(self, stdout: IO[str]) -> None:
-        with stdout:
-            for line in stdout:
+    def _read(self, stdout: IO[bytes]) -> None:
+        with io.TextIOWrapper(stdout) as lines:
+            for line in lines:
                 self._add(_parse(line))
         with self._news:
             self._ended = True
@@ -121,8 +152,8 @@ class Process:
             self._unseen.append(record)
             self._news.notify_all()
 
-    def _transcript(self) -> str:
-        return "\n".join([*map(str, self.records), self.stderr])
+    def transcript(self) -> str:
+        return "\n".join([*map(str, self.records), super().transcript()])
 
 
 def _parse(line: str) -> Record:

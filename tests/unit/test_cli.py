@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy import __version__, settings
+from egress_proxy import __version__, environment
 from egress_proxy.cli import main, shorten
 from egress_proxy.init import settings as init_settings
 from egress_proxy.variables import PREFIX as P
@@ -167,7 +167,7 @@ def test_a_first_line_that_is_too_long_is_cut_between_characters(head: str, tail
 
 @pytest.mark.parametrize(
     ("command", "variables"),
-    [("init", init_settings.VARIABLES), ("run", settings.VARIABLES)],
+    [("init", init_settings.VARIABLES), ("run", environment.VARIABLES)],
 )
 def test_help_explains_every_variable(
     command: str,
@@ -207,7 +207,7 @@ def test_check_shows_the_settings_and_nothing_else(capsys: pytest.CaptureFixture
         f"{P}ADMIN_LISTEN ':9153' (default)",
     ):
         assert line in told
-    assert len(told) == 2 + len(settings.VARIABLES) + len(init_settings.VARIABLES)
+    assert len(told) == 2 + len(environment.VARIABLES) + len(init_settings.VARIABLES)
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

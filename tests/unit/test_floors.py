@@ -141,7 +141,7 @@ def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
         ("init.run", "init.plan", None),
         ("init.run", "logs", None),
         ("init.settings", "variables", None),
-        ("init.settings", "destinations", None),
+        ("init.settings", "denials", None),
         ("errors", "records", "floor 0 imports from floor 1"),
         ("variables", "records", "floor 1 imports from floor 1"),
         ("relay", "connector", "floor 3 imports from floor 3"),

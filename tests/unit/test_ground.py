@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 
 from egress_proxy.ground import Ground
 from egress_proxy.records import Record, SourceLost, SourceRestored
+
+if TYPE_CHECKING:
+    from egress_proxy.addresses import Interfaces
+    from egress_proxy.variables import Address
 
 V4, V6 = "192.0.2.99", "2001:db8::99"
 BOTH: dict[int, str] = {socket.AF_INET: V4, socket.AF_INET6: V6}
@@ -19,12 +24,15 @@ class Surroundings:
     """Interfaces that a test changes, and what was heard of it."""
 
     def __init__(self) -> None:
-        self.interfaces = {"net1": (ip_address(V4), ip_address(V6)), "lo": ()}
+        self.interfaces: dict[str, tuple[Address, ...]] = {
+            "net1": (ip_address(V4), ip_address(V6)),
+            "lo": (),
+        }
         self.down: frozenset[str] = frozenset()
         self.records: list[Record] = []
         self.changes = 0
 
-    def look(self) -> tuple[dict[str, tuple[object, ...]], frozenset[str]]:
+    def look(self) -> tuple[Interfaces, frozenset[str]]:
         return dict(self.interfaces), self.down
 
     def observe(self, record: Record) -> None:
@@ -37,7 +45,7 @@ class Surroundings:
 def ground_on(surroundings: Surroundings, sources: dict[int, str]) -> Ground:
     loop = asyncio.new_event_loop()
     loop.close()
-    ground = Ground(loop, sources, surroundings, surroundings.look)  # type: ignore[arg-type]
+    ground = Ground(loop, sources, surroundings, surroundings.look)
     ground.on_change = surroundings.changed
     return ground
 
@@ -72,10 +80,10 @@ def test_another_address_is_no_replacement() -> None:
     ("elsewhere", "problem"), [((), "interface net1 is down"), ((ip_address(V4),), "")]
 )
 def test_an_interface_that_is_down_does_unless_another_has_the_address(
-    elsewhere: tuple[object, ...], problem: str
+    elsewhere: tuple[Address, ...], problem: str
 ) -> None:
     around = Surroundings()
-    around.interfaces["lo"] = elsewhere  # type: ignore[assignment]
+    around.interfaces["lo"] = elsewhere
     around.down = frozenset({"net1"})
     ground = ground_on(around, {socket.AF_INET: V4})
     ground.examine()

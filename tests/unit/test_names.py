@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.destinations import Denials
+from egress_proxy.denials import Denials
 from egress_proxy.names import NameKeeper
 from egress_proxy.records import (
     DestinationChanged,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from egress_proxy.destinations import Destination
-from egress_proxy.roster import Difference, compare
+from egress_proxy.reload import Difference, compare
 
 A = Destination(80, ip_address("192.0.2.1"), 80, 1)
 B = Destination(81, "b.example", 443, 2)
