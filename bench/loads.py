@@ -74,7 +74,7 @@ def bulk(stand: Stand, streams: int) -> Work:
 def requests(stand: Stand, server: str, connections: int) -> Work:
     """Ask for a small page over and over in `connections` connections at a time."""
     address, port = stand.peer.endpoint(server)
-    before = Status(stand.topology).requests
+    before = _settled(stand.topology)
     output = _generate(
         stand,
         *("wrk", "--threads", "1", "--connections", str(connections)),
@@ -88,6 +88,17 @@ def requests(stand: Stand, server: str, connections: int) -> Work:
     if not result.requests <= served <= result.requests + connections + 1:
         raise BenchError(f"wrk counts {result.requests} requests, the server {served}")
     return Work(result.requests, result.latency_us)
+
+
+def _settled(topology: Topology) -> int:
+    """The requests served so far, once those that an earlier load left under way are among them."""
+    served = Status(topology).requests
+    while True:
+        time.sleep(_SETTLE_S)
+        before, served = served, Status(topology).requests
+        # The one more is that for the status.
+        if served == before + 1:
+            return served
 
 
 def _generate(stand: Stand, *argv: str) -> str:
