@@ -107,7 +107,9 @@ def _introduction(run: Run) -> str:
     return (
         f"Written by `make bench` on {day}: {counted(run.rounds, 'interleaved round')},"
         f" {run.seconds} s for each measurement, {duration} in all."
-        f" Figures are medians over the rounds.\n\n{facts}"
+        " Figures are medians over the rounds."
+        " [Where the time goes](engine.md) has the profile, and what each step gained."
+        f"\n\n{facts}"
     )
 
 
