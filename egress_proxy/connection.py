@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.admission import Gate
 from egress_proxy.connector import ATTEMPT_DELAY_S, EXHAUSTED, NO_PORT, Race
-from egress_proxy.reactor import ERROR
+from egress_proxy.reactor import ERROR, reset_on_close
 from egress_proxy.records import ConnectionClosed, Observer, Reason
-from egress_proxy.relay import Relay, reset_on_close
+from egress_proxy.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

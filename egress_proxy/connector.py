@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.addresses import family_of
-from egress_proxy.reactor import ERROR
+from egress_proxy.reactor import ERROR, reset_on_close
 from egress_proxy.records import Observer, Reason, UpstreamFailed, UpstreamRecovered
 
 if TYPE_CHECKING:
@@ -225,8 +225,13 @@ class Race:
         self._waiter.unconnected(Reason.CONNECT_TIMEOUT, errno.ETIMEDOUT)
 
     def cancel(self) -> None:
-        """Close every socket that is still connecting."""
+        """Give up every socket that is still connecting, or connected and not yet known to be.
+
+        A remote that has accepted already is told that nobody is there, not that all is said; and
+        a RST keeps no port in use (TIME-WAIT).
+        """
         for attempt in self._running:
+            reset_on_close(attempt.sock)
             self._connector.reactor.close(attempt.sock)
         self._running.clear()
 

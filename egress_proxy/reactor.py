@@ -15,12 +15,13 @@ read until the socket is drained, or ask to be called `again`. Two rules keep ba
 from __future__ import annotations
 
 import select
+import socket
+import struct
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from collections.abc import Callable
 
 IN = select.EPOLLIN
@@ -38,6 +39,15 @@ _BATCH = 64
 # make it worth while.
 _BATCHES_S = 0.005
 _BUSY = 2
+
+
+# SO_LINGER {on, 0 s}: close(2) sends a RST (socket(7)).
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+def reset_on_close(sock: socket.SocketType) -> None:
+    """Make the close of `sock` a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 class Watcher(Protocol):

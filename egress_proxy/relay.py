@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import fcntl
 import socket
-import struct
 import sys
 import termios
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from egress_proxy.reactor import OUT
+from egress_proxy.reactor import OUT, reset_on_close
 from egress_proxy.records import Reason
 from egress_proxy.splice import Flow
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
     from egress_proxy.pipes import PipePool
     from egress_proxy.reactor import Reactor
-
-# SO_LINGER {on, 0 s}: close(2) sends a RST (socket(7)).
-_LINGER_RESET = struct.pack("ii", 1, 0)
 
 # How long to wait before asking again whether the peer has acknowledged everything.
 _FLUSH_POLL_S = 0.005
@@ -49,11 +45,6 @@ class Engine:
     loop: asyncio.AbstractEventLoop
     reactor: Reactor
     pipes: PipePool
-
-
-def reset_on_close(sock: socket.SocketType) -> None:
-    """Make the close of `sock` a RST."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
 
 
 class Relay:

@@ -16,6 +16,7 @@ import socket
 
 import pytest
 
+from egress_proxy.reactor import ERROR
 from egress_proxy.records import Reason
 from tests.support.peers import Peer
 from tests.support.rig import Rig, turns
@@ -122,6 +123,18 @@ async def test_connecting_client_resets() -> None:
         (record,) = await rig.recorder.wait_closed()
     assert record.reason is Reason.CLIENT_GONE
     assert (record.attempts, record.connect_s) == (1, None)
+
+
+async def test_connecting_client_resets_when_its_upstream_has_just_accepted() -> None:
+    """Both at once, and the client's event comes first."""
+    async with Rig() as rig:
+        await connecting_client(rig)
+        (connection,) = rig.connections
+        connection.ready(ERROR)
+        upstream = await rig.upstream()
+        assert await upstream.receive_all() == (b"", True)
+        (record,) = await rig.recorder.wait_closed()
+    assert record.reason is Reason.CLIENT_GONE
 
 
 async def test_a_port_scan_reaches_no_upstream() -> None:
