@@ -288,8 +288,8 @@ async def test_both_sides_are_kept_alive_once_they_last() -> None:
     async with Rig() as rig:
         client, upstream = await rig.pair()
         await echo(client, upstream)
-        (connection,) = rig.wheel
-        while connection._unguarded is not None:  # type: ignore[attr-defined]
+        (connection,) = rig.connections
+        while connection._unguarded is not None:
             await turns()
         assert rig.relay is not None
         for sock in (rig.relay._client, rig.relay._upstream):

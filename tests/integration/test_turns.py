@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +14,7 @@ from egress_proxy.relay import Engine, Relay
 from tests.support.rig import Recorder, turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import ExitStack
 
     from egress_proxy.records import Reason
 
@@ -23,12 +22,6 @@ pytestmark = pytest.mark.asyncio
 
 BUFFER = 64 * 1024
 PIPE = 256 * 1024
-
-
-@pytest.fixture
-def cleanup() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 class Owner:

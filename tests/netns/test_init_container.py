@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 from tests.netns.init_lab import DUAL, NEEDED, assert_works, init, run_in_pod, snapshot
 from tests.support.lab import EGRESS_PROXY
 from tests.support.namespaces import Container
+from tests.support.needs import do_without
 
 if TYPE_CHECKING:
     from tests.support.lab import Lab
@@ -23,9 +23,7 @@ PROFILE = Path("/usr/share/containers/seccomp.json")
 def allowed_system_calls() -> tuple[str, ...]:
     """Those that the profile allows a container with our capabilities, on this architecture."""
     if not PROFILE.exists():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"no {PROFILE}")
-        pytest.skip(f"no {PROFILE}")
+        do_without(f"no {PROFILE}")
     profile = json.loads(PROFILE.read_text())
     assert profile["defaultAction"] == "SCMP_ACT_ERRNO"
     return tuple(

@@ -90,7 +90,9 @@ def test_random_lives_end_as_they_should() -> None:
             for pair in pairs:
                 for end in pair:
                     end.act("finish", 0)
-            wait_until(lambda: all([end.read_on() for pair in pairs for end in pair]))  # noqa: B023, C419
+            ends = [end for pair in pairs for end in pair]
+            # A list: each reads on, also after one that has not finished. It is called at once.
+            wait_until(lambda: all([end.read_on() for end in ends]))  # noqa: B023, C419 - see above
             for client, upstream in pairs:
                 check(client, upstream)
                 check(upstream, client)
