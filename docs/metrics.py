@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from egress_proxy.metrics import CONNECT_DURATION, METRICS, PREFIX
-from egress_proxy.records import Reason
-from egress_proxy.tally import BOUNDS_S
+from egress_proxy.events import Reason
+from egress_proxy.telemetry.counters import BOUNDS_S
+from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """\

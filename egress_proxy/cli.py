@@ -16,19 +16,22 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from egress_proxy import __version__, environment, settings
+from egress_proxy import __version__
+from egress_proxy.check.report import Report
+from egress_proxy.config import run_variables as environment
+from egress_proxy.config import settings
 from egress_proxy.errors import (
     EgressProxyError,
     PlatformError,
     quote,
 )
 from egress_proxy.init import settings as init_settings
-from egress_proxy.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from egress_proxy.variables import Address, Variable
+    from egress_proxy.config.variables import Variable
+    from egress_proxy.ip import Address
 
 # Kubernetes' default terminationMessagePath, and as much of it as the kubelet keeps.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -62,7 +65,7 @@ def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
     # Only this command pays for pyroute2: 25 MB resident.
     from egress_proxy.init import run as init_run  # noqa: PLC0415 - see above
-    from egress_proxy.logs import make_logger  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy.telemetry.logs import make_logger  # noqa: PLC0415 - check --offline needs none
 
     init_run.run(wanted, make_logger(wanted.log_format, debug=wanted.debug))
 
@@ -71,7 +74,7 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Forward connections until SIGTERM."""
     wanted = _read_run_settings(environ)
 
-    from egress_proxy import admission  # noqa: PLC0415 - it would cost the other commands memory
+    from egress_proxy.forwarding import admission  # noqa: PLC0415 - it would cost the other commands memory
 
     # Before the event loop, which without descriptors aborts the process. Listeners may be more:
     # the daemon asks again once it knows them all.
@@ -82,7 +85,9 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     # The event loop and DNS are for this command alone.
     import uvloop  # noqa: PLC0415 - see above
 
-    from egress_proxy import addresses, daemon, logs  # noqa: PLC0415 - see above
+    from egress_proxy.pod import addresses  # noqa: PLC0415 - see above
+    from egress_proxy.run import daemon  # noqa: PLC0415 - see above
+    from egress_proxy.telemetry import logs  # noqa: PLC0415 - see above
 
     log = logs.RunLog(wanted.log_format, debug=wanted.debug)
 
@@ -151,7 +156,7 @@ def _check_run(options: argparse.Namespace, environ: Mapping[str, str], report: 
     report.good("run", "the configuration is good")
     if options.offline:
         return
-    from egress_proxy import preflight  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy.check import preflight  # noqa: PLC0415 - check --offline needs none
 
     report.findings += asyncio.run(
         preflight.examine(wanted, _gateways(environ), connect=options.connect)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from egress_proxy.init.frames import Frame, Heard
     from egress_proxy.init.settings import Source
-    from egress_proxy.variables import Address
+    from egress_proxy.ip import Address
 
 # RFC 5227 section 1.1, PROBE_NUM.
 _PROBES = 3

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from egress_proxy.variables import Address
+    from egress_proxy.ip import Address
 
 # linux/if_ether.h
 ETH_P_ARP = 0x0806

@@ -23,7 +23,7 @@ from egress_proxy.init.state import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from egress_proxy.variables import Address
+    from egress_proxy.ip import Address
 
 # pyroute2 has no types: a message is a dictionary with a `get` that knows attributes too.
 Message: TypeAlias = Any

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from egress_proxy.init.settings import Source
     from egress_proxy.init.state import Link, State
-    from egress_proxy.variables import Address, Network
+    from egress_proxy.ip import Address, Network
 
 # After the local table's rule (0) and before the main table's (32766), ip-rule(8).
 RULE_PRIORITY = 1091

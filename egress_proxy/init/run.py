@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.init import surroundings
+from egress_proxy.init import host_facts
 from egress_proxy.init.announce import DEFAULT_PACE, Pace
 from egress_proxy.init.netlink import Netlink
-from egress_proxy.init.obstacles import failed, find_obstacles, find_warnings
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.preview import Preview
+from egress_proxy.init.problems import failed, find_obstacles, find_warnings
 from egress_proxy.init.takeover import Takeover
 
 if TYPE_CHECKING:
@@ -103,9 +103,9 @@ def observe(netlink: Netlink) -> State:
     try:
         return replace(
             netlink.observe(),
-            name_servers=surroundings.read_name_servers(),
-            missing_capabilities=surroundings.missing_capabilities(),
-            sysctls_writable=surroundings.sysctls_writable(),
+            name_servers=host_facts.read_name_servers(),
+            missing_capabilities=host_facts.missing_capabilities(),
+            sysctls_writable=host_facts.sysctls_writable(),
         )
     except OSError as error:
         problem = Problem(

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from egress_proxy import variables
+from egress_proxy.config import variables
+from egress_proxy.config.variables import RefusedError, Variable
 from egress_proxy.errors import Problem
-from egress_proxy.variables import RefusedError, Variable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from egress_proxy.variables import Address, LogFormat
+    from egress_proxy.config.variables import LogFormat
+    from egress_proxy.ip import Address
 
 T = TypeVar("T")
 Mode = Literal["dns-proxy", "http-proxy"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from egress_proxy.variables import Address, Network
+    from egress_proxy.ip import Address, Network
 
 IPV4 = 4
 IPV6 = 6

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.init import obstacles
+from egress_proxy.init import problems
 from egress_proxy.init.announce import Wire, announce, detect, other_owner
 from egress_proxy.init.plan import make_plan
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import State
     from egress_proxy.init.steps import Step
-    from egress_proxy.variables import Address
+    from egress_proxy.ip import Address
 
 # How long the parent of a macvlan may take until it carries frames.
 _CARRIER_TIMEOUT_S = 5.0
@@ -71,7 +71,7 @@ class Takeover:
             try:
                 self._netlink.apply(change)
             except OSError as error:
-                left.append(obstacles.not_undone(change, error))
+                left.append(problems.not_undone(change, error))
             else:
                 self._log.debug("init.step", command=str(change), undo=True)
         return tuple(left)
@@ -81,7 +81,7 @@ class Takeover:
             try:
                 self._netlink.apply(step.change)
             except OSError as error:
-                raise PlatformError(obstacles.refused(step.change, error, self._settings)) from None
+                raise PlatformError(problems.refused(step.change, error, self._settings)) from None
             self.done.append(step)
             self._log.debug("init.step", command=str(step.change), undo=False)
 
@@ -95,19 +95,19 @@ class Takeover:
 
         mac = self._netlink.wait(ready, _CARRIER_TIMEOUT_S)
         if mac is None:
-            raise PlatformError(obstacles.no_carrier(interface, _CARRIER_TIMEOUT_S))
+            raise PlatformError(problems.no_carrier(interface, _CARRIER_TIMEOUT_S))
         return bytes.fromhex(mac.replace(":", ""))
 
     def _open_wire(self, mac: bytes) -> Wire:
         try:
             return Wire.open(self._settings.interface, mac)
         except OSError as error:
-            problem = obstacles.no_packet_socket(self._settings.interface, error)
+            problem = problems.no_packet_socket(self._settings.interface, error)
             raise PlatformError(problem) from None
 
     def _refuse_owner(self, owner: tuple[Address, str] | None) -> None:
         if owner is not None:
-            raise PlatformError(obstacles.taken(*owner))
+            raise PlatformError(problems.taken(*owner))
 
     def _wait_for_detection(self, wire: Wire) -> None:
         def settled(state: State) -> tuple[Address, ...] | None:
@@ -117,18 +117,18 @@ class Takeover:
 
         failed = self._netlink.wait(settled, _DETECTION_TIMEOUT_S)
         if failed is None:
-            raise PlatformError(obstacles.undecided(_DETECTION_TIMEOUT_S))
+            raise PlatformError(problems.undecided(_DETECTION_TIMEOUT_S))
         for address in failed:
             self._refuse_owner(other_owner(wire.pending(), [address]) or (address, ""))
 
     def _read_back(self, state: State) -> None:
         steps = make_plan(state, self._settings).steps
         if steps:
-            raise PlatformError(*(obstacles.not_in_effect(step.change) for step in steps))
+            raise PlatformError(*(problems.not_in_effect(step.change) for step in steps))
 
     def _announce(self, wire: Wire) -> tuple[Problem, ...]:
         silent = tuple(
-            obstacles.silent_gateway(self._settings.interface, source)
+            problems.silent_gateway(self._settings.interface, source)
             for source in announce(wire, self._settings.sources, self._pace)
         )
         if silent and self._settings.gateway_required:

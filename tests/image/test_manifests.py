@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import SchemaNotFoundError
 
-from egress_proxy.settings import read_settings
+from egress_proxy.config.settings import read_settings
 from tests.image.containers import ROOT, Resource, example, require
 
 OVERLAYS = ("overlays/openshift-sdn", "overlays/multus", "overlays/configmap", "examples/shop")

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.addresses import ListenPoint
-from egress_proxy.admin import MAX_CLIENTS, AdminServer, Pages
-from egress_proxy.admin_port import AdminPort
-from egress_proxy.environment import AdminListen
+from egress_proxy.config.run_variables import AdminListen
+from egress_proxy.pod.addresses import ListenPoint
+from egress_proxy.run.admin_port import AdminPort
+from egress_proxy.telemetry.admin import MAX_CLIENTS, AdminServer, Pages
 from tests.support.peers import Peer
 from tests.support.snapshots import destination, status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from egress_proxy.status import Status
+    from egress_proxy.telemetry.status import Status
 
 pytestmark = pytest.mark.asyncio
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.reactor import ERROR, IN
-from egress_proxy.records import Reason
-from egress_proxy.relay import unacknowledged
+from egress_proxy.events import Reason
+from egress_proxy.relay.reactor import ERROR, IN
+from egress_proxy.relay.relay import unacknowledged
 from tests.support.rig import Rig, turns
 
 if TYPE_CHECKING:
-    from egress_proxy.splice import Flow
+    from egress_proxy.relay.flow import Flow
     from tests.support.peers import Peer
 
 pytestmark = [

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.ground import Ground
-from egress_proxy.metrics import exposition
-from egress_proxy.records import ConnectionClosed, Reason, UpstreamRecovered
-from egress_proxy.roster import Roster
-from egress_proxy.settings import read_settings
-from egress_proxy.survey import Survey
-from egress_proxy.tally import Tally
+from egress_proxy.config.settings import read_settings
+from egress_proxy.events import ConnectionClosed, Reason, UpstreamRecovered
+from egress_proxy.pod.address_monitor import Ground
+from egress_proxy.run.destination_table import Roster
+from egress_proxy.run.snapshot import Survey
+from egress_proxy.telemetry.counters import Tally
+from egress_proxy.telemetry.metrics import exposition
 from tests.support.peers import Listener
 from tests.support.rig import Rig
 
 if TYPE_CHECKING:
-    from egress_proxy.records import Record
-    from egress_proxy.resolver import Answer
+    from egress_proxy.dns.resolver import Answer
+    from egress_proxy.events import Record
 
 pytestmark = pytest.mark.asyncio
 

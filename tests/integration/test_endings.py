@@ -16,8 +16,8 @@ import socket
 
 import pytest
 
-from egress_proxy.reactor import ERROR
-from egress_proxy.records import Reason
+from egress_proxy.events import Reason
+from egress_proxy.relay.reactor import ERROR
 from tests.support.peers import Peer
 from tests.support.rig import Rig, turns
 

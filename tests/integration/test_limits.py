@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from egress_proxy.pipes import PipePool
-from egress_proxy.reactor import Reactor
-from egress_proxy.records import (
+from egress_proxy.events import (
     ListenerOpened,
     ListenersPaused,
     ListenersResumed,
     Reason,
     UpstreamFailed,
 )
+from egress_proxy.relay.pipes import PipePool
+from egress_proxy.relay.reactor import Reactor
 from tests.support.rig import Rig, SmallConnector, turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from egress_proxy.connector import Endpoint
-    from egress_proxy.reactor import Watcher
+    from egress_proxy.forwarding.upstreams import Endpoint
+    from egress_proxy.relay.reactor import Watcher
     from tests.support.peers import Peer
 
 pytestmark = pytest.mark.asyncio
@@ -206,7 +206,7 @@ async def test_without_a_pipe_bulk_is_copied() -> None:
 
 async def test_with_small_pipes_small_segments_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an unprivileged user has left once the pipes of its UID are used up (pipe(7))."""
-    monkeypatch.setattr("egress_proxy.pipes._SIZE", 4096)
+    monkeypatch.setattr("egress_proxy.relay.pipes._SIZE", 4096)
     async with Rig() as rig:
         await bulk(rig, write=100)
 

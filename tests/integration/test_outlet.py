@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.logs import RunLog
-from egress_proxy.outlet import Outlet
-from egress_proxy.records import ListenersResumed
+from egress_proxy.events import ListenersResumed
+from egress_proxy.telemetry.log_writer import Outlet
+from egress_proxy.telemetry.logs import RunLog
 from tests.support.terminal import Terminal
 
 if TYPE_CHECKING:

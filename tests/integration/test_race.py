@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.connector import ATTEMPT_DELAY_S, PENALTY_S
-from egress_proxy.health import HealthChecks
-from egress_proxy.records import Reason, UpstreamFailed, UpstreamRecovered
+from egress_proxy.events import Reason, UpstreamFailed, UpstreamRecovered
+from egress_proxy.forwarding.health_checks import HealthChecks
+from egress_proxy.forwarding.race import ATTEMPT_DELAY_S
+from egress_proxy.forwarding.upstreams import PENALTY_S
 from tests.support.peers import Listener, Peer
 from tests.support.rig import Rig, turns
 

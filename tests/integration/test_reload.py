@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.destinations import Destination
+from egress_proxy.config.destinations import Destination
 from egress_proxy.errors import ConfigurationError, Problem
-from egress_proxy.records import ConfigRejected, ConfigReloaded, Record
-from egress_proxy.reload import Look, Reload
+from egress_proxy.events import ConfigRejected, ConfigReloaded, Record
+from egress_proxy.run.reload import Look, Reload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

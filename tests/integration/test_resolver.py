@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from dns.rcode import Rcode
 
-from egress_proxy.resolver import MAX_ADDRESSES, Answer, Bounds, LookupFailedError, Resolver
+from egress_proxy.dns.resolver import MAX_ADDRESSES, Answer, Bounds, LookupFailedError, Resolver
 from tests.support.dns import DnsServer, Name
 
 if TYPE_CHECKING:

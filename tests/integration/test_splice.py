@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.records import Reason
+from egress_proxy.events import Reason
 from tests.support.rig import Rig, turns
 
 if TYPE_CHECKING:

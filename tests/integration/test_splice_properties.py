@@ -17,7 +17,7 @@ import uvloop
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from egress_proxy.records import Reason
+from egress_proxy.events import Reason
 from tests.support.rig import Rig, turns
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from egress_proxy.admin import AdminServer, Pages
-from egress_proxy.status import Connects, Failure, Reloads, Source, Upstream
+from egress_proxy.telemetry.admin import AdminServer, Pages
+from egress_proxy.telemetry.status import Connects, Failure, Reloads, Source, Upstream
 from tests.support.needs import do_without
 from tests.support.snapshots import destination, name, status
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from egress_proxy.status import Status
+    from egress_proxy.telemetry.status import Status
 
 pytestmark = pytest.mark.asyncio
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.pipes import PipePool
-from egress_proxy.reactor import IN, Reactor
-from egress_proxy.relay import Engine, Relay
+from egress_proxy.relay.pipes import PipePool
+from egress_proxy.relay.reactor import IN, Reactor
+from egress_proxy.relay.relay import Engine, Relay
 from tests.support.rig import Recorder, turns
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from egress_proxy.records import Reason
+    from egress_proxy.events import Reason
 
 pytestmark = pytest.mark.asyncio
 

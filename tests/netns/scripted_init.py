@@ -20,7 +20,7 @@ from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.run import run
 from egress_proxy.init.settings import InitSettings, read_settings
 from egress_proxy.init.state import MAIN_TABLE
-from egress_proxy.logs import make_logger
+from egress_proxy.telemetry.logs import make_logger
 
 if TYPE_CHECKING:
     from egress_proxy.init.steps import Change

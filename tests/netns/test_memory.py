@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.pipes import PIPES
+from egress_proxy.relay.pipes import PIPES
 from tests.support.island import PORT, Island
 
 if TYPE_CHECKING:

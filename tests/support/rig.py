@@ -8,21 +8,23 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from egress_proxy.addresses import ListenPoint
-from egress_proxy.admission import Admission
-from egress_proxy.connection import Connection, Plant, Rules
-from egress_proxy.connector import Connector, Endpoint
-from egress_proxy.destinations import Destination
-from egress_proxy.forwarder import Forwarder
-from egress_proxy.pipes import PipePool
-from egress_proxy.reactor import Reactor, Watcher
-from egress_proxy.records import ConnectionClosed, Reason, Record
-from egress_proxy.relay import Engine, Relay
-from egress_proxy.wheel import Wheel
+from egress_proxy.config.destinations import Destination
+from egress_proxy.events import ConnectionClosed, Reason, Record
+from egress_proxy.forwarding.admission import Admission
+from egress_proxy.forwarding.connection import Connection, Plant, Rules
+from egress_proxy.forwarding.forwarder import Forwarder
+from egress_proxy.forwarding.race import Connector
+from egress_proxy.pod.addresses import ListenPoint
+from egress_proxy.relay.pipes import PipePool
+from egress_proxy.relay.reactor import Reactor, Watcher
+from egress_proxy.relay.relay import Engine, Relay
+from egress_proxy.relay.timer_wheel import Wheel
 from tests.support.peers import BUFFER, Listener, Peer
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from egress_proxy.forwarding.upstreams import Endpoint
 
 RULES = Rules(
     allow_clients=(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from egress_proxy.status import (
+from egress_proxy.telemetry.status import (
     Connects,
     Destination,
     Failure,

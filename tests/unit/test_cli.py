@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy import __version__, environment
+from egress_proxy import __version__
 from egress_proxy.cli import main, shorten
+from egress_proxy.config import run_variables as environment
+from egress_proxy.config.variables import PREFIX as P
 from egress_proxy.init import settings as init_settings
-from egress_proxy.variables import PREFIX as P
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from egress_proxy.variables import Variable
+    from egress_proxy.config.variables import Variable
 
 INIT = {"EGRESS_SOURCE": "192.0.2.99/24", "EGRESS_GATEWAY": "192.0.2.1"}
 RUN = {f"{P}DESTINATION": "80 192.0.2.10"}
@@ -254,7 +255,7 @@ def test_the_module_is_the_command_and_reads_its_own_environment() -> None:
 def test_the_daemon_does_not_pay_for_init() -> None:
     # pyroute2 costs 25 MB resident.
     program = (
-        "import sys, egress_proxy.cli, egress_proxy.daemon, egress_proxy.logs\n"
+        "import sys, egress_proxy.cli, egress_proxy.run.daemon, egress_proxy.telemetry.logs\n"
         "sys.exit('pyroute2' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

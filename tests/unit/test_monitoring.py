@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from docs.metrics import PAGE, page
-from egress_proxy.metrics import CONNECT_DURATION, METRICS, PREFIX
+from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX
 from tests.support.needs import do_without
 
 if TYPE_CHECKING:

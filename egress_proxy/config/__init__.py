@@ -1,0 +1,1 @@
+"""Text from the administrator becomes frozen values."""

@@ -1,0 +1,248 @@
+"""The environment variables of `egress-proxy run`: each one's name, default, parser and meaning.
+
+What several of them say together is `settings`' to judge.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from egress_proxy.config import variables
+from egress_proxy.config.variables import RefusedError, Variable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from egress_proxy.ip import Address
+
+_ENDPOINT = re.compile(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]*)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+class AdminListen(NamedTuple):
+    """Where health, metrics and status are; without an address, wherever the cluster reaches it."""
+
+    address: Address | None
+    port: int
+
+
+def _parse_text(text: str) -> str:
+    return text
+
+
+def _parse_source(text: str) -> Literal["auto", "any"] | tuple[Address, ...]:
+    if text == "auto":
+        return "auto"
+    if text == "any":
+        return "any"
+    addresses = variables.parse_addresses(text, cure="write auto, any, or for example 192.0.2.10")
+    if len({address.version for address in addresses}) != len(addresses):
+        raise RefusedError("two addresses of one family", "write one IPv4, one IPv6, or both")
+    for address in addresses:
+        if address.is_unspecified or address.is_multicast:
+            raise RefusedError("not a source address", "write the reserved address", str(address))
+    return addresses
+
+
+def _parse_listen(text: str) -> Literal["auto"] | tuple[Address, ...]:
+    if text == "auto":
+        return "auto"
+    addresses = variables.parse_addresses(text, cure="write auto, or for example 192.0.2.10")
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise RefusedError("the address is there twice", "write it once", str(address))
+        if address.is_unspecified and any(
+            other.version == address.version and other != address for other in addresses
+        ):
+            raise RefusedError(
+                "this is every address of its family", "write it without the others", str(address)
+            )
+    return addresses
+
+
+def _parse_maximum(text: str) -> int | None:
+    if text == "":
+        return None
+    # Nine digits: more connections than any kernel has descriptors for.
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
+        raise RefusedError("not a number above zero", "write for example 10000, or leave it out")
+    return int(text)
+
+
+def _parse_health_interval(text: str) -> float:
+    interval_s = _parse_duration_or_off(text)
+    if 0 < interval_s < 1:
+        raise RefusedError("remotes would be checked too often", "write 1s or longer, or off")
+    return interval_s
+
+
+def _parse_duration_or_off(text: str) -> float:
+    return 0.0 if text == "off" else variables.parse_duration(text)
+
+
+def _parse_nameservers(text: str) -> tuple[str, ...]:
+    return tuple(map(_parse_nameserver, variables.split_list(text))) if text else ()
+
+
+def _parse_nameserver(entry: str) -> str:
+    """``address``, ``address:port`` or ``[address]:port``, in the form that c-ares takes."""
+    host, port = entry, ""
+    if entry.startswith("["):
+        host, closed, port = entry[1:].partition("]")
+        if not closed or (port and not port.startswith(":")):
+            raise RefusedError("not a name server", "write for example [2001:db8::53]:53", entry)
+        port = port.removeprefix(":")
+    elif entry.count(":") == 1:
+        host, _, port = entry.partition(":")
+    try:
+        address = variables.parse_address(host)
+    except RefusedError as error:
+        raise RefusedError(error.reason, error.cure, entry) from None
+    if not port:
+        port = "53"
+    if not (port.isascii() and port.isdigit() and 1 <= int(port[:6]) <= 65535):  # noqa: PLR2004 - ports
+        raise RefusedError("not a port of a name server", "write a number from 1 to 65535", entry)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IPv6
+
+
+def _parse_admin_listen(text: str) -> AdminListen | None:
+    """``off``, ``:port``, ``address:port`` or ``[address]:port``."""
+    if text == "off":
+        return None
+    cure = "write :9153, an address and a port such as 127.0.0.1:9153, or off"
+    match = _ENDPOINT.fullmatch(text)
+    if match is None or not 1 <= int(match["port"]) <= 65535:  # noqa: PLR2004 - ports
+        raise RefusedError("not an address and a port", cure)
+    host = match["six"] or match["four"]
+    return AdminListen(
+        variables.parse_address(host, cure=cure) if host else None, int(match["port"])
+    )
+
+
+DESTINATION = Variable(
+    "EGRESS_DNS_PROXY_DESTINATION",
+    None,
+    _parse_text,
+    "the destinations, one a line: <port> <host> [<remote port>]",
+)
+DESTINATION_FILE = Variable(
+    "EGRESS_DNS_PROXY_DESTINATION_FILE", None, _parse_text, "the same text in a file"
+)
+DEBUG = Variable(
+    "EGRESS_DNS_PROXY_DEBUG",
+    "",
+    variables.parse_flag,
+    "on: a log record for each connection and each DNS answer",
+)
+SOURCE = Variable(
+    "EGRESS_DNS_PROXY_SOURCE",
+    "auto",
+    _parse_source,
+    "the address that remotes see: auto (the egress interface's), an address or two, or any",
+)
+LISTEN = Variable(
+    "EGRESS_DNS_PROXY_LISTEN",
+    "auto",
+    _parse_listen,
+    "addresses to listen on; auto: all of the pod's but the egress interface's",
+)
+ALLOW_CLIENTS = Variable(
+    "EGRESS_DNS_PROXY_ALLOW_CLIENTS",
+    "",
+    variables.parse_networks,
+    "networks (CIDR) that may connect; empty: all",
+)
+CONNECT_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_CONNECT_TIMEOUT",
+    "10s",
+    variables.parse_positive_duration,
+    "for one client, all attempts together",
+)
+IDLE_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_IDLE_TIMEOUT",
+    "1h",
+    variables.parse_duration,
+    "no byte either way for so long ends a connection; 0 is never",
+)
+HALF_CLOSE_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_HALF_CLOSE_TIMEOUT",
+    "5m",
+    variables.parse_duration,
+    "the same once one side has finished; 0 is never",
+)
+DRAIN_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_DRAIN_TIMEOUT",
+    "25s",
+    variables.parse_duration,
+    "how long sessions may go on after SIGTERM",
+)
+REMOVED_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_REMOVED_TIMEOUT",
+    "0",
+    variables.parse_duration,
+    "how long sessions of a destination may go on once a reload has removed or changed it; "
+    "0 is for ever",
+)
+MAX_CONNECTIONS = Variable(
+    "EGRESS_DNS_PROXY_MAX_CONNECTIONS",
+    "",
+    _parse_maximum,
+    "client connections in all; by default what RLIMIT_NOFILE allows",
+)
+NAMESERVERS = Variable(
+    "EGRESS_DNS_PROXY_NAMESERVERS",
+    "",
+    _parse_nameservers,
+    "name servers, ip[:port] in a comma list; empty: those of resolv.conf",
+)
+DENY = Variable(
+    "EGRESS_DNS_PROXY_DENY",
+    "",
+    variables.parse_networks,
+    "networks (CIDR) that are never connected to, whatever a name says",
+)
+HEALTH_INTERVAL = Variable(
+    "EGRESS_DNS_PROXY_HEALTH_INTERVAL",
+    "off",
+    _parse_health_interval,
+    "how often each address of a name with several is tried by a connection without clients",
+)
+WITHDRAWN_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT",
+    "off",
+    _parse_duration_or_off,
+    "how long sessions may go on to an address that its name no longer has",
+)
+ADMIN_LISTEN = Variable(
+    "EGRESS_DNS_PROXY_ADMIN_LISTEN",
+    ":9153",
+    _parse_admin_listen,
+    "health, metrics and the status page: [address]:port, or off; without an address, every one "
+    "of the pod's but the egress interface's",
+)
+VARIABLES: tuple[Variable[Any], ...] = (
+    variables.INTERFACE,
+    DESTINATION,
+    DESTINATION_FILE,
+    DEBUG,
+    variables.LOG_FORMAT,
+    SOURCE,
+    LISTEN,
+    ALLOW_CLIENTS,
+    CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
+    HALF_CLOSE_TIMEOUT,
+    DRAIN_TIMEOUT,
+    REMOVED_TIMEOUT,
+    MAX_CONNECTIONS,
+    NAMESERVERS,
+    DENY,
+    HEALTH_INTERVAL,
+    WITHDRAWN_TIMEOUT,
+    ADMIN_LISTEN,
+)
+
+
+def unknown_names(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """A warning for each variable that looks like one of `run` and is none."""
+    return variables.unknown_names(environ, (variable.name for variable in VARIABLES))

@@ -1,0 +1,144 @@
+"""The environment of `egress-proxy run` as one frozen value, or all of its problems at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from egress_proxy.config import destinations, variables
+from egress_proxy.config import run_variables as environment
+from egress_proxy.config.address_policy import Denials
+from egress_proxy.config.run_variables import ADMIN_LISTEN, DESTINATION, DESTINATION_FILE
+from egress_proxy.errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from egress_proxy.config.destinations import Destination
+    from egress_proxy.config.run_variables import AdminListen
+    from egress_proxy.config.variables import LogFormat, Variable
+    from egress_proxy.ip import Address, Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `run` does. Durations are in seconds."""
+
+    destinations: tuple[Destination, ...]
+    # The variable that they come from.
+    destinations_from: str
+    debug: bool
+    log_format: LogFormat
+    interface: str
+    source: Literal["auto", "any"] | tuple[Address, ...]
+    listen: Literal["auto"] | tuple[Address, ...]
+    allow_clients: tuple[Network, ...]
+    connect_timeout_s: float
+    idle_timeout_s: float
+    half_close_timeout_s: float
+    drain_timeout_s: float
+    removed_timeout_s: float
+    max_connections: int | None
+    nameservers: tuple[str, ...]
+    deny: tuple[Network, ...]
+    health_interval_s: float
+    withdrawn_timeout_s: float
+    admin_listen: AdminListen | None
+
+    @property
+    def denials(self) -> Denials:
+        """What the admin has said of addresses to connect to; the pod's own are not in it."""
+        return Denials(loopback_allowed=self.source == "any", networks=self.deny)
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Everything `run` needs from `environ`, and from the file it may name.
+
+    Raises `ConfigurationError` with all problems.
+    """
+    reader = variables.Reader(environ)
+    source = reader.read(environment.SOURCE)
+    deny = reader.read(environment.DENY)
+    admin_listen = reader.read(ADMIN_LISTEN)
+    # A wrong DENY is a problem already; the destinations are still judged by the other rules.
+    denials = Denials(loopback_allowed=source == "any", networks=deny or ())
+    try:
+        found = read_destinations(environ, denials=denials, admin_listen=admin_listen)
+    except ConfigurationError as error:
+        reader.problems.extend(error.problems)
+        found = ()
+    settings = Settings(
+        destinations=found,
+        destinations_from=destinations_from(environ).name,
+        debug=reader.read(environment.DEBUG),
+        log_format=reader.read(variables.LOG_FORMAT),
+        interface=reader.read(variables.INTERFACE),
+        source=source,
+        listen=reader.read(environment.LISTEN),
+        allow_clients=reader.read(environment.ALLOW_CLIENTS),
+        connect_timeout_s=reader.read(environment.CONNECT_TIMEOUT),
+        idle_timeout_s=reader.read(environment.IDLE_TIMEOUT),
+        half_close_timeout_s=reader.read(environment.HALF_CLOSE_TIMEOUT),
+        drain_timeout_s=reader.read(environment.DRAIN_TIMEOUT),
+        removed_timeout_s=reader.read(environment.REMOVED_TIMEOUT),
+        max_connections=reader.read(environment.MAX_CONNECTIONS),
+        nameservers=reader.read(environment.NAMESERVERS),
+        deny=deny,
+        health_interval_s=reader.read(environment.HEALTH_INTERVAL),
+        withdrawn_timeout_s=reader.read(environment.WITHDRAWN_TIMEOUT),
+        admin_listen=admin_listen,
+    )
+    reader.raise_problems()
+    return settings
+
+
+def destinations_from(environ: Mapping[str, str]) -> Variable[str]:
+    """The variable that the destinations come from."""
+    return DESTINATION_FILE if environ.get(DESTINATION_FILE.name, "").strip() else DESTINATION
+
+
+def read_destinations(
+    environ: Mapping[str, str], *, denials: Denials, admin_listen: AdminListen | None
+) -> tuple[Destination, ...]:
+    """The destinations, from the variable or the file; a reload reads them anew.
+
+    Raises `ConfigurationError` with all problems.
+    """
+    variable = destinations_from(environ).name
+    found = destinations.parse_destinations(
+        _destination_text(environ), variable=variable, denials=denials
+    )
+    problems = [
+        Problem(
+            variable=variable,
+            line=destination.line,
+            value=str(destination.port),
+            reason="health and metrics are on this port",
+            cure=f"use another port, or set {ADMIN_LISTEN.name}",
+        )
+        for destination in found
+        if admin_listen is not None and destination.port == admin_listen.port
+    ]
+    if problems:
+        raise ConfigurationError(*problems)
+    return found
+
+
+def _destination_text(environ: Mapping[str, str]) -> str:
+    text = environ.get(DESTINATION.name, "")
+    if destinations_from(environ) is DESTINATION:
+        return text
+    path = environ[DESTINATION_FILE.name].strip()
+    if text.strip():
+        reason, cure = f"{DESTINATION.name} is set too", "unset one of the two"
+    else:
+        try:
+            with Path(path).open("rb") as file:
+                # One octet more than is allowed is enough to refuse the file.
+                return file.read(destinations.MAX_OCTETS + 1).decode("utf-8", "surrogateescape")
+        except OSError as error:
+            reason, cure = f"can't read the file: {error.strerror}", "check the volume's mount"
+    raise ConfigurationError(
+        Problem(variable=DESTINATION_FILE.name, value=path, reason=reason, cure=cure)
+    )

@@ -1,0 +1,214 @@
+"""Environment variables: what one is, and how its text becomes a value.
+
+A `Variable` knows its name, its default, how to parse it and what it means, so that reading it,
+explaining it and blaming it are one definition. Parsers take the stripped text and raise
+`RefusedError` with a reason and a cure; `Reader` turns that into a `Problem` that names the
+variable, and keeps going, so that all problems are told in one go.
+
+Trust boundary: the text comes from a pod spec, that is from a cluster admin, who makes typing
+errors but is no attacker.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
+
+from egress_proxy.errors import ConfigurationError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from egress_proxy.ip import Address, Network
+
+T = TypeVar("T")
+LogFormat = Literal["console", "json", ""]
+
+PREFIX = "EGRESS_DNS_PROXY_"
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?", re.ASCII)
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+# A week: longer is a typing error, and a timer beyond it is as good as none.
+MAX_DURATION_S = 7 * 24 * 3600.0
+_LOG_FORMATS: dict[str, LogFormat] = {"console": "console", "json": "json", "": ""}
+# How alike names must be to be taken for each other: DEST and DESTINATION are (difflib's ratio).
+_NEAR = 0.4
+_OFF = frozenset({"", "0", "false", "no", "off"})
+
+
+class RefusedError(ValueError):
+    """A text that a parser does not take: `reason` is what is wrong, `cure` what to write."""
+
+    def __init__(self, reason: str, cure: str, value: str | None = None) -> None:
+        super().__init__(reason, cure)
+        self.reason = reason
+        self.cure = cure
+        self.value = value
+
+    def problem(
+        self, variable: str, text: str | None = None, *, line: int | None = None
+    ) -> Problem:
+        """What to mend in `variable`; `text` is blamed, where no part of it is."""
+        value = text if self.value is None else self.value
+        return Problem(
+            variable=variable, line=line, value=value, reason=self.reason, cure=self.cure
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Variable(Generic[T]):
+    """One environment variable; `default` is text, parsed like any other (None: it has none)."""
+
+    name: str
+    default: str | None
+    parse: Callable[[str], T]
+    meaning: str
+
+
+class Reader:
+    """Reads variables from `environ`, and collects a `Problem` for each that can't be read."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self.problems: list[Problem] = []
+
+    def text(self, variable: Variable[T]) -> str:
+        """The variable's stripped text, or its default where it is unset or blank."""
+        return self.environ.get(variable.name, "").strip() or (variable.default or "")
+
+    def read(self, variable: Variable[T]) -> T:
+        """The variable's value. When it is wrong there is a problem more and the value is void:
+
+        call `raise_problems` before any value is used.
+        """
+        text = self.text(variable)
+        try:
+            return variable.parse(text)
+        except RefusedError as error:
+            self.refuse(variable, error, text)
+        except ConfigurationError as error:
+            self.problems.extend(error.problems)
+        return cast("T", None)
+
+    def refuse(self, variable: Variable[T], error: RefusedError, text: str) -> None:
+        self.problems.append(error.problem(variable.name, text))
+
+    def raise_problems(self) -> None:
+        """Raise `ConfigurationError` with everything collected so far, if there is anything."""
+        if self.problems:
+            raise ConfigurationError(*self.problems)
+
+
+def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> tuple[str, ...]:
+    """A warning for each variable that starts with `PREFIX` and is not `known`."""
+    # Compared without the prefix, which would make all of them look alike.
+    by_suffix = {name.removeprefix(PREFIX): name for name in sorted(known)}
+    warnings = []
+    for name in sorted(environ):
+        suffix = name.removeprefix(PREFIX)
+        if suffix == name or suffix in by_suffix:
+            continue
+        nearest = difflib.get_close_matches(suffix.upper(), by_suffix, n=1, cutoff=_NEAR)
+        hint = f"did you mean {by_suffix[nearest[0]]}?" if nearest else "see --help for known ones"
+        warnings.append(f"{name}: unknown variable, ignored; {hint}")
+    return tuple(warnings)
+
+
+def parse_flag(text: str) -> bool:
+    """Off for empty, ``0``, ``false``, ``no``, ``off`` in any case; on for anything else."""
+    return text.lower() not in _OFF
+
+
+def parse_duration(text: str) -> float:
+    """``500ms``, ``10s``, ``1m``, ``1h`` or plain seconds, as seconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise RefusedError(
+            "not a duration", "write for example 500ms, 10s, 1m, 1h or plain seconds"
+        )
+    seconds = float(match[1]) * _UNIT_S[match[2]]
+    if seconds > MAX_DURATION_S:
+        raise RefusedError("longer than a week", "write at most 168h, or 0 where that means never")
+    return seconds
+
+
+def parse_positive_duration(text: str) -> float:
+    """A duration that is not zero, as seconds."""
+    seconds = parse_duration(text)
+    if seconds == 0:
+        raise RefusedError("zero makes no sense here", "write for example 10s")
+    return seconds
+
+
+def parse_name(text: str) -> str:
+    """The name of a network interface, as the kernel allows it (dev_valid_name in net/core)."""
+    # 15 octets: IFNAMSIZ less the terminating zero (linux/if.h).
+    if not 0 < len(text.encode(errors="replace")) <= 15:  # noqa: PLR2004 - said above
+        raise RefusedError("not an interface name: 1 to 15 octets", "write for example net1")
+    if text in {".", ".."} or re.search(r"[\s/:]", text):
+        raise RefusedError("not an interface name: no blank, '/' or ':'", "write for example net1")
+    return text
+
+
+def parse_address(text: str, *, cure: str = "write for example 192.0.2.10") -> Address:
+    """One IPv4 or IPv6 address without a scope; `cure` says what else may stand there."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise RefusedError("not an IP address", cure, text) from None
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        raise RefusedError("an address with a scope", "leave out the % and what follows", text)
+    return address
+
+
+def split_list(text: str) -> list[str]:
+    """The stripped entries of a comma list; a trailing comma is fine, an empty entry is not."""
+    entries = [entry.strip() for entry in text.split(",")]
+    if entries[-1] == "":
+        entries.pop()
+    if "" in entries:
+        raise RefusedError("an empty entry between commas", "remove the extra comma")
+    return entries
+
+
+def parse_addresses(
+    text: str, *, cure: str = "write for example 192.0.2.10"
+) -> tuple[Address, ...]:
+    """A comma list of addresses."""
+    return tuple(parse_address(entry, cure=cure) for entry in split_list(text))
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """A comma list of networks in CIDR form; an address alone is a network of one."""
+    return tuple(map(_parse_network, split_list(text))) if text else ()
+
+
+def _parse_network(entry: str) -> Network:
+    try:
+        return ipaddress.ip_network(entry)
+    except ValueError:
+        pass
+    try:
+        nearest = ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        raise RefusedError("not a network", "write for example 192.0.2.0/24", entry) from None
+    raise RefusedError("a network with host bits set", f"write {nearest}", entry)
+
+
+def parse_log_format(text: str) -> LogFormat:
+    """``console``, ``json``, or empty: decide by where the log goes."""
+    if text not in _LOG_FORMATS:
+        raise RefusedError("not a log format", "write json or console")
+    return _LOG_FORMATS[text]
+
+
+INTERFACE = Variable("EGRESS_INTERFACE", "macvlan0", parse_name, "the egress interface")
+LOG_FORMAT = Variable(
+    "EGRESS_DNS_PROXY_LOG_FORMAT",
+    "",
+    parse_log_format,
+    "json or console; by default console on a terminal, else json",
+)

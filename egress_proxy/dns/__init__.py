@@ -1,0 +1,1 @@
+"""Names become addresses and are kept fresh."""

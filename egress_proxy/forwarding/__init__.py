@@ -1,0 +1,1 @@
+"""One destination: listen, connect, relay, record."""

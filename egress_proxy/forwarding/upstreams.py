@@ -1,0 +1,111 @@
+"""The addresses of one destination: their rotation, and which of them failed recently.
+
+Failures are detected passively, by clients' own connection attempts; active checks are optional
+(`health_checks`). An address that refuses, stays silent, or is beaten by one that was tried later
+moves to the end of the rotation. When its penalty is over, one client tries it first, and the
+other clients wait for the result.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING
+
+from egress_proxy.events import Observer, UpstreamFailed, UpstreamRecovered
+from egress_proxy.ip import family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from egress_proxy.ip import Address
+
+# How long a refused or unreachable address stays at the end of the rotation.
+PENALTY_S = 10.0
+
+
+class Endpoint:
+    """One remote address and port.
+
+    It is at the back until `failed_until` (monotonic seconds), which is 0 when its last attempt
+    was a good one.
+    """
+
+    __slots__ = ("_upstreams", "address", "failed_until", "family", "sockaddr")
+
+    def __init__(self, address: Address, port: int, upstreams: Upstreams) -> None:
+        self.address = address
+        self.family = family_of(address)
+        self.sockaddr = (str(address), port)
+        self.failed_until = 0.0
+        self._upstreams = upstreams
+
+    def fail(self, now: float, error: str, penalty_s: float = PENALTY_S) -> None:
+        """Go to the back; told when it did not stand there before."""
+        if not self.failed_until:
+            self._upstreams.observer.observe(
+                UpstreamFailed(
+                    destination=self._upstreams.destination,
+                    address=str(self.address),
+                    error=error,
+                    retry_s=penalty_s,
+                )
+            )
+        self.failed_until = now + penalty_s
+
+    def succeed(self) -> None:
+        if self.failed_until:
+            self.failed_until = 0.0
+            self._upstreams.observer.observe(
+                UpstreamRecovered(
+                    destination=self._upstreams.destination, address=str(self.address)
+                )
+            )
+
+
+class Upstreams:
+    """The endpoints of one destination, handed out in rotation.
+
+    `destination` is its name in records, `port` the remote one.
+    """
+
+    def __init__(self, destination: str, port: int, observer: Observer) -> None:
+        self.destination = destination
+        self.observer = observer
+        self.endpoints: list[Endpoint] = []
+        self._port = port
+        self._turn = 0
+
+    def health(self) -> list[tuple[Address, bool]]:
+        """Each address, and whether it has not failed since it last answered."""
+        return [(entry.address, not entry.failed_until) for entry in self.endpoints]
+
+    def replace(self, addresses: Iterable[Address]) -> None:
+        """Use `addresses` from now on; what is known of those that stay is kept.
+
+        The families alternate (RFC 8305 section 4), so that a broken one costs one attempt.
+        """
+        known = {endpoint.address: endpoint for endpoint in self.endpoints}
+        by_family: dict[int, list[Endpoint]] = {}
+        for address in addresses:
+            endpoint = known.get(address) or Endpoint(address, self._port, self)
+            by_family.setdefault(endpoint.family, []).append(endpoint)
+        rows = zip_longest(*by_family.values())
+        self.endpoints = [endpoint for endpoint in chain.from_iterable(rows) if endpoint]
+
+    def in_order(self, now: float) -> Sequence[Endpoint]:
+        """All endpoints for one more client: the next in turn first, lately failed ones last."""
+        endpoints = self.endpoints
+        if len(endpoints) < 2:  # noqa: PLR2004 - there is no order of one
+            return endpoints
+        healthy = [endpoint for endpoint in endpoints if endpoint.failed_until <= now]
+        # In turn among those that answer: the others would leave their turns to a neighbour.
+        ring = healthy or endpoints
+        self._turn = (self._turn + 1) % len(ring)
+        order = ring[self._turn :] + ring[: self._turn]
+        if len(order) < len(endpoints):
+            order += [endpoint for endpoint in endpoints if endpoint.failed_until > now]
+        first = order[0]
+        if first.failed_until:
+            # On trial: until it answers this client, it stays at the back for the others.
+            first.failed_until = now + PENALTY_S
+        return order

@@ -1,0 +1,298 @@
+"""What stands in the way of init, told so that an admin can mend it; pure.
+
+`find_obstacles` and `find_warnings` judge what is observed; the other functions put a failure on
+the way into words.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from egress_proxy.config import variables
+from egress_proxy.errors import Problem
+from egress_proxy.init import settings as names
+from egress_proxy.init.state import IPV6, REPLY_TABLE
+from egress_proxy.init.steps import PutAddress, SetLink, SetSysctl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from egress_proxy.init.settings import InitSettings, Source
+    from egress_proxy.init.state import Link, State
+    from egress_proxy.init.steps import Change
+    from egress_proxy.ip import Address
+
+# Six octets in hexadecimal, with a colon between.
+_MAC_CHARACTERS = 17
+_ATTACHMENT = (
+    'with OpenShift SDN set the annotation pod.network.openshift.io/assign-macvlan: "true"; '
+    "elsewhere attach a macvlan network (Multus, whose first interface is net1)"
+)
+
+
+def find_obstacles(state: State, settings: InitSettings) -> tuple[Problem, ...]:
+    """Everything because of which init would fail, without trying it."""
+    link = state.link(settings.interface)
+    problems = [*_capability_problems(state)]
+    if link is None or link.loopback or len(link.mac) != _MAC_CHARACTERS:
+        problems.append(_interface_problem(state, settings.interface))
+        return tuple(problems)
+    problems.extend(_role_problems(state, link, settings))
+    for source in settings.sources:
+        problems.extend(_source_problems(state, link, source))
+    return tuple(problems)
+
+
+def _capability_problems(state: State) -> Iterator[Problem]:
+    for name in state.missing_capabilities:
+        yield Problem(
+            reason=f"init has no capability {name}",
+            cure=f"add {name} to securityContext.capabilities, and runAsUser: 0, "
+            "for Kubernetes gives capabilities to root only",
+        )
+
+
+def _interface_problem(state: State, interface: str) -> Problem:
+    link = state.link(interface)
+    if link is None:
+        others = [other.name for other in state.links if not other.loopback]
+        reason = f"no such interface (there are {', '.join(others) or 'none'})"
+    elif link.loopback:
+        reason = "this is the loopback interface"
+    else:
+        reason = "this is no Ethernet interface"
+    return Problem(
+        variable=variables.INTERFACE.name, value=interface, reason=reason, cure=_ATTACHMENT
+    )
+
+
+def _role_problems(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
+    """What the interface has is the pod's own network, and clients would lose it."""
+    reserved = {source.address for source in settings.sources}
+    at_home = [
+        held
+        for held in state.addresses
+        if not (held.address.is_loopback or held.address.is_link_local)
+        and held.address not in reserved
+    ]
+    if at_home and all(held.interface == link.name for held in at_home):
+        yield Problem(
+            variable=variables.INTERFACE.name,
+            value=link.name,
+            reason="this is the pod's only network",
+            cure=_ATTACHMENT,
+        )
+
+
+def _source_problems(state: State, link: Link, source: Source) -> Iterator[Problem]:
+    held = state.held(source.address)
+    if held is not None and held.interface != link.name:
+        yield Problem(
+            variable=names.SOURCE.name,
+            value=str(source),
+            reason=f"the pod has this address on {held.interface}",
+            cure="write an address that is reserved on the egress network",
+        )
+    if state.held(source.gateway) is not None:
+        yield Problem(
+            variable=names.GATEWAY.name,
+            value=str(source.gateway),
+            reason="this is the pod's own address",
+            cure="write the router's address",
+        )
+    if source.version == IPV6:
+        yield from _ipv6_problems(state, link, source)
+
+
+def _ipv6_problems(state: State, link: Link, source: Source) -> Iterator[Problem]:
+    if link.ipv6 is None:
+        yield Problem(
+            variable=names.SOURCE.name,
+            value=str(source),
+            reason=f"{link.name} has no IPv6",
+            cure="enable IPv6 in the node's kernel (ipv6.disable=0), with an MTU of 1280 or more",
+        )
+    elif link.ipv6.disable_ipv6 and not state.sysctls_writable:
+        yield Problem(
+            variable=names.SOURCE.name,
+            value=str(source),
+            reason=f"IPv6 is off on {link.name}, and /proc/sys is read-only",
+            cure=_set_sysctl(link, "disable_ipv6"),
+        )
+
+
+def find_warnings(state: State, settings: InitSettings) -> tuple[Problem, ...]:
+    """What init can live with and an admin may not expect."""
+    link = state.link(settings.interface)
+    if link is None:
+        return ()
+    warnings: list[Problem] = []
+    if link.up and not link.carrier:
+        warnings.append(no_carrier(link.name))
+    for source in settings.sources:
+        warnings.extend(_way_back_warnings(state, link, source))
+        warnings.extend(_address_warnings(state, link, source))
+    warnings.extend(_advertisement_warnings(state, link, settings))
+    return tuple(warnings)
+
+
+def _way_back_warnings(state: State, link: Link, source: Source) -> Iterator[Problem]:
+    pod_addresses = [
+        held
+        for held in state.addresses
+        if held.address.version == source.version
+        and held.interface != link.name
+        and not (held.address.is_loopback or held.address.is_link_local)
+    ]
+    way_back = any(
+        route.default
+        and route.version == source.version
+        and any(hop.interface != link.name for hop in route.hops)
+        for route in state.routes
+    )
+    if pod_addresses and not way_back:
+        yield Problem(
+            reason=f"the pod network has no IPv{source.version} default route to copy to table "
+            f"{REPLY_TABLE}: clients get replies only where another of its routes leads to them",
+            cure="leave the default route of the pod to the pod network (Multus: no default-route)",
+        )
+
+
+def _address_warnings(state: State, link: Link, source: Source) -> Iterator[Problem]:
+    for held in state.addresses:
+        if (
+            held.interface == link.name
+            and held.address.version == source.version
+            and held.address != source.address
+            and not held.address.is_link_local
+        ):
+            yield Problem(
+                variable=names.SOURCE.name,
+                value=str(source),
+                reason=f"{link.name} has the address {held.address} too",
+                cure=f"set EGRESS_DNS_PROXY_SOURCE to {source.address} in the main container, "
+                "so that remotes never see the other one",
+            )
+
+
+def _advertisement_warnings(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
+    if link.ipv6 is None or link.ipv6.disable_ipv6 or not link.ipv6.accept_ra:
+        return
+    if not state.sysctls_writable:
+        addresses = ",".join(str(source.address) for source in settings.sources)
+        yield Problem(
+            variable=variables.INTERFACE.name,
+            value=link.name,
+            reason="routers on the LAN may add IPv6 addresses and routes of their own to it "
+            "(the routes of init win), and /proc/sys is read-only",
+            cure=f"{_set_sysctl(link, 'accept_ra')}; or set EGRESS_DNS_PROXY_SOURCE to "
+            f"{addresses} in the main container",
+        )
+
+
+def _set_sysctl(link: Link, name: str) -> str:
+    return (
+        f"set net.ipv6.conf.{link.name}.{name}=0, for example with the CNI plugin tuning in the "
+        "network attachment, or run init privileged"
+    )
+
+
+def refused(change: Change, error: OSError, settings: InitSettings) -> Problem:
+    """The kernel does not make `change`."""
+    if isinstance(change, (SetLink, SetSysctl)):
+        variable, value = variables.INTERFACE.name, settings.interface
+    elif isinstance(change, PutAddress):
+        variable, value = names.SOURCE.name, str(change.held.address)
+    else:
+        variable = names.GATEWAY.name
+        value = ",".join(str(source.gateway) for source in settings.sources)
+    powerless = error.errno in (errno.EPERM, errno.EACCES)
+    return Problem(
+        variable=variable,
+        value=value,
+        reason=f"the kernel refuses '{change}': {_said(error)}",
+        cure="add NET_ADMIN to securityContext.capabilities"
+        if powerless
+        else "compare it with what egress-proxy check shows",
+    )
+
+
+def failed(error: OSError, settings: InitSettings) -> Problem:
+    """Looking at the network, or sending and hearing on the interface, fails."""
+    return Problem(
+        variable=variables.INTERFACE.name,
+        value=settings.interface,
+        reason=f"the network failed on the way: {_said(error)}",
+        cure="look for something else that changes the pod's network",
+    )
+
+
+def _said(error: OSError) -> str:
+    """The kernel's reason; if_nametoindex(3) in Python gives a text of its own."""
+    return error.strerror or str(error)
+
+
+def not_undone(change: Change, error: OSError) -> Problem:
+    """After a failure, `change` was to restore what was there before."""
+    return Problem(
+        value=str(change), reason=f"could not be undone: {_said(error)}", cure="delete the pod"
+    )
+
+
+def not_in_effect(change: Change) -> Problem:
+    """The kernel made `change`, and then it was not there."""
+    return Problem(
+        value=str(change),
+        reason="was done and is not in effect",
+        cure="look for something else that changes the pod's network",
+    )
+
+
+def no_carrier(interface: str, waited_s: float = 0) -> Problem:
+    within = f" within {waited_s:g} s" if waited_s else ""
+    return Problem(
+        variable=variables.INTERFACE.name,
+        value=interface,
+        reason=f"no carrier{within}",
+        cure="check the node's interface below it: is it up, and is its cable in",
+    )
+
+
+def no_packet_socket(interface: str, error: OSError) -> Problem:
+    return Problem(
+        variable=variables.INTERFACE.name,
+        value=interface,
+        reason=f"can't send and hear frames on it: {_said(error)}",
+        cure="add NET_RAW to securityContext.capabilities",
+    )
+
+
+def taken(address: Address, mac: str) -> Problem:
+    """Another host has `address`; `mac` is its Ethernet address, or empty."""
+    return Problem(
+        variable=names.SOURCE.name,
+        value=str(address),
+        reason=f"{mac or 'another host'} has this address already",
+        cure="reserve one address for each pod; a Deployment needs one replica and strategy "
+        "Recreate, so that the old pod has gone before the new one starts",
+    )
+
+
+def undecided(waited_s: float) -> Problem:
+    """IPv6 still looks for another owner of the address."""
+    return Problem(
+        variable=names.SOURCE.name,
+        reason=f"IPv6 looks for duplicates for more than {waited_s:g} s",
+        cure="lower net.ipv6.conf.default.dad_transmits",
+    )
+
+
+def silent_gateway(interface: str, source: Source) -> Problem:
+    return Problem(
+        variable=names.GATEWAY.name,
+        value=str(source.gateway),
+        reason=f"does not answer on {interface}",
+        cure="look for a hypervisor that lets only its own MAC address through (promiscuous mode, "
+        "forged transmits), the wrong parent interface, or the wrong VLAN",
+    )

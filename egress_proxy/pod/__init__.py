@@ -1,0 +1,1 @@
+"""The pod's own network: read, watched, and what it does not allow."""

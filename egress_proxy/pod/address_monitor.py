@@ -1,0 +1,192 @@
+"""The ground that `run` stands on: the addresses of the pod, and its sources among them.
+
+Every upstream's socket is bound to the reserved address, so that nothing is ever sent from another
+one. Should that address or its interface go away, `Ground` notices at once (rtnetlink(7) wakes it,
+then it looks for itself) and again when it is back; whoever depends on it asks for `families`.
+
+The pod may get other addresses while it runs (another attachment, IPv6 by advertisement): `on_own`
+hears of them, because a destination must not lead back to the pod.
+"""
+
+from __future__ import annotations
+
+import socket
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from egress_proxy.config.run_variables import SOURCE
+from egress_proxy.errors import PlatformError, Problem
+from egress_proxy.events import Observer, SourceLost, SourceRestored
+from egress_proxy.ip import family_of
+from egress_proxy.pod import addresses
+from egress_proxy.telemetry.status import Source
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+    from egress_proxy.config.settings import Settings
+    from egress_proxy.ip import Address
+    from egress_proxy.pod.addresses import Interfaces, ListenPoint
+
+    Look = Callable[[], tuple[Interfaces, frozenset[str]]]
+
+# linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
+_GROUPS = 0x1 | 0x10 | 0x100
+# What is said is not read, only that something is; a longer message is cut.
+_MESSAGE = 4096
+
+
+def look() -> tuple[Interfaces, frozenset[str]]:
+    """All interfaces with their addresses, and those that are down."""
+    return addresses.read_interfaces(), addresses.read_down_interfaces()
+
+
+class Ground:
+    """Watches `sources` (by family; empty: the kernel chooses), and calls `on_change`.
+
+    `on_own` is called with all addresses of the pod, at the start and when they are others.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sources: dict[int, str],
+        observer: Observer,
+        look: Look = look,
+    ) -> None:
+        self._loop = loop
+        self._sources = sources
+        self._observer = observer
+        self._look = look
+        self._problems = dict.fromkeys(sources.values(), "")
+        self._own: frozenset[Address] = frozenset()
+        self._events: socket.socket | None = None
+        self.on_change: Callable[[], None] | None = None
+        self.on_own: Callable[[frozenset[Address]], None] | None = None
+
+    @property
+    def families(self) -> frozenset[int]:
+        """The address families that can be sent from now."""
+        if not self._sources:
+            return frozenset({socket.AF_INET, socket.AF_INET6})
+        return frozenset(
+            family for family, address in self._sources.items() if not self._problems[address]
+        )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        return tuple(
+            Source(address=address, problem=problem) for address, problem in self._problems.items()
+        )
+
+    def start(self) -> None:
+        """Watch from now on, what has changed since the sources were chosen included."""
+        self._events = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+        self._events.bind((0, _GROUPS))
+        self._loop.add_reader(self._events.fileno(), self._changed, self._events)
+        self.examine()
+
+    def stop(self) -> None:
+        if self._events is not None:
+            self._loop.remove_reader(self._events.fileno())
+            self._events.close()
+            self._events = None
+
+    def _changed(self, events: socket.socket) -> None:
+        try:
+            while True:
+                events.recv(_MESSAGE)
+        except BlockingIOError:
+            pass
+        except OSError:
+            # ENOBUFS: messages were lost. Looking makes up for them.
+            pass
+        self.examine()
+
+    def examine(self) -> None:
+        """Look, and tell what is different."""
+        interfaces, down = self._look()
+        own = frozenset(chain.from_iterable(interfaces.values()))
+        if own != self._own:
+            self._own = own
+            if self.on_own is not None:
+                self.on_own(own)
+        before = self._problems
+        self._problems = {
+            address: _problem(address, interfaces, down) for address in self._sources.values()
+        }
+        if self._problems == before:
+            return
+        for address, problem in self._problems.items():
+            if problem and not before[address]:
+                self._observer.observe(SourceLost(address=address, error=problem))
+            elif before[address] and not problem:
+                self._observer.observe(SourceRestored(address=address))
+        if self.on_change is not None:
+            self.on_change()
+
+
+def _problem(address: str, interfaces: Interfaces, down: frozenset[str]) -> str:
+    """Why `address` can't be sent from; empty when it can."""
+    holders = [name for name, held in interfaces.items() if address in map(str, held)]
+    if not holders:
+        return "no interface has it"
+    if down.issuperset(holders):
+        return f"interface {holders[0]} is down"
+    return ""
+
+
+def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]:
+    """The source address of each family; empty when the kernel chooses.
+
+    Raises `PlatformError` when the wanted one is not there.
+    """
+    if settings.source == "any":
+        return {}
+    if settings.source == "auto":
+        chosen = addresses.source_addresses(
+            interfaces, settings.interface, SOURCE.name, addresses.read_passing_addresses()
+        )
+    else:
+        chosen = settings.source
+        present = {address for entries in interfaces.values() for address in entries}
+        missing = [address for address in chosen if address not in present]
+        if missing:
+            raise PlatformError(
+                *(
+                    Problem(
+                        variable=SOURCE.name,
+                        value=str(address),
+                        reason="no interface of the pod has this address",
+                        cure="check that init has run, or correct the address",
+                    )
+                    for address in missing
+                )
+            )
+    return {family_of(address): str(address) for address in chosen}
+
+
+def choose_listen_points(
+    settings: Settings, inside: tuple[ListenPoint, ...]
+) -> tuple[ListenPoint, ...]:
+    """Where clients are served: `inside`, where the cluster is, unless the admin says where."""
+    if settings.listen == "auto":
+        return inside
+    return tuple(addresses.ListenPoint(address, "") for address in settings.listen)
+
+
+def families_to_ask_for(sources: Mapping[int, str], interfaces: Interfaces) -> set[int]:
+    """The families of addresses that are of use: those that there is a source for."""
+    if sources:
+        return set(sources)
+    # The kernel chooses the source; it has an IPv6 one if any interface has.
+    versions = {
+        address.version
+        for entries in interfaces.values()
+        for address in entries
+        if not (address.is_loopback or address.is_link_local)
+    }
+    return {socket.AF_INET} | ({socket.AF_INET6} if 6 in versions else set())  # noqa: PLR2004 - IPv6

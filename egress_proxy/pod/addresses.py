@@ -1,0 +1,163 @@
+"""The pod's own addresses: which ones to listen on, and which one remotes see.
+
+`read_…` ask the kernel (getifaddrs(3) and netdevice(7), through psutil; /proc/net/if_inet6),
+`ListenPoint.bind` takes a port; the rest is pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+
+from egress_proxy.errors import PlatformError, Problem
+from egress_proxy.ip import family_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from egress_proxy.ip import Address
+
+    Interfaces = Mapping[str, tuple[Address, ...]]
+
+LOOPBACK = "lo"
+
+# linux/if_addr.h
+_IFA_F_PERMANENT = 0x80
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def read_interfaces(
+    ask: Callable[[], Mapping[str, Sequence[Any]]] = psutil.net_if_addrs,
+) -> dict[str, tuple[Address, ...]]:
+    """Every interface's addresses; an interface without one is there with an empty tuple."""
+    return {
+        name: tuple(
+            # An IPv6 link-local address comes with its scope behind a %.
+            ipaddress.ip_address(entry.address.partition("%")[0])
+            for entry in entries
+            if entry.family in _FAMILIES
+        )
+        for name, entries in ask().items()
+    }
+
+
+def read_down_interfaces(
+    ask: Callable[[], Mapping[str, Any]] = psutil.net_if_stats,
+) -> frozenset[str]:
+    """The interfaces that can't carry a packet: down, or without a carrier (IFF_RUNNING)."""
+    return frozenset(name for name, stats in ask().items() if not stats.isup)
+
+
+def read_passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[Address]:
+    """IPv6 addresses that a router on the link has lent, not an admin (RFC 4862)."""
+    try:
+        lines = table.read_text("ascii").splitlines()
+    except FileNotFoundError:
+        # A kernel without IPv6.
+        return frozenset()
+    # Address, interface index, prefix length, scope, flags, name; all but the name in hexadecimal.
+    fields = (line.split() for line in lines)
+    return frozenset(
+        ipaddress.IPv6Address(int(address, 16))
+        for address, _, _, _, flags, _ in fields
+        if not int(flags, 16) & _IFA_F_PERMANENT
+    )
+
+
+def source_addresses(
+    interfaces: Interfaces,
+    egress_interface: str,
+    variable: str,
+    passing: Collection[Address] = frozenset(),
+) -> tuple[Address, ...]:
+    """The addresses that remotes see: the egress interface's first global one of each family.
+
+    Those in `passing` are nobody's reservation, and left out.
+
+    Raises `PlatformError` when there is none; `variable` is the one that can name another source.
+    """
+    cure = f"check that init has run, or set {variable} to an address, or to any for a trial"
+    if egress_interface not in interfaces:
+        present = ", ".join(sorted(interfaces))
+        raise PlatformError(
+            Problem(
+                variable="EGRESS_INTERFACE",
+                value=egress_interface,
+                reason=f"no such interface (there are {present})",
+                cure=cure,
+            )
+        )
+    found: dict[int, Address] = {}
+    for address in interfaces[egress_interface]:
+        if not address.is_link_local and address not in passing:
+            found.setdefault(address.version, address)
+    if not found:
+        raise PlatformError(
+            Problem(
+                variable="EGRESS_INTERFACE",
+                value=egress_interface,
+                reason="the interface has no address to send from",
+                cure=cure,
+            )
+        )
+    return tuple(found.values())
+
+
+class ListenPoint(NamedTuple):
+    """An address to listen on, for clients that come in by `device` (empty: by any)."""
+
+    address: Address
+    device: str
+
+    def bind(self, port: int) -> socket.SocketType:
+        """A non-blocking TCP socket that has taken `port`, not listening yet. Raises `OSError`."""
+        family = family_of(self.address)
+        sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if self.device:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.device.encode())
+            sock.bind((str(self.address), port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+def listen_points(
+    interfaces: Interfaces, egress_interface: str, *, by_device: bool
+) -> tuple[ListenPoint, ...]:
+    """Every address of the pod but the egress interface's, so that the LAN can't use the pod.
+
+    Linux takes a packet for any of its addresses on any interface (RFC 1122 section 3.3.4.2, the
+    weak host model), so a LAN host that routes the pod's address to the egress interface would
+    get in: with `by_device`, an address is listened on for its own interface, and for clients
+    inside the pod. Link-local addresses are left out: clients in a cluster don't use them.
+    """
+    taken = interfaces.get(egress_interface, ())
+    points = []
+    for name, addresses in sorted(interfaces.items()):
+        for address in addresses:
+            if address.is_link_local or address in taken or name == egress_interface:
+                continue
+            devices = (name, LOOPBACK) if by_device else ("",)
+            points += [ListenPoint(address, device) for device in devices]
+    # Two interfaces may have the same address; the second listener on it would fail.
+    return tuple(dict.fromkeys(points))
+
+
+def can_listen_by_device() -> bool:
+    """Whether this process may bind a socket to an interface: from Linux 5.7 on, anyone may."""
+    with socket.socket() as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LOOPBACK.encode())
+        except PermissionError:
+            return False
+    return True

@@ -1,0 +1,1 @@
+"""Octets between two sockets, on one epoll."""

@@ -1,0 +1,1 @@
+"""`egress-proxy run`: composition, destinations and their reload, drain."""

@@ -1,0 +1,1 @@
+"""Events become log lines, metrics and pages."""

@@ -1,0 +1,196 @@
+"""The observer that counts.
+
+Plain integers in plain dictionaries, because it is called for each connection: no lock, no label
+object, no text. Whoever asks (`status`) turns them into something to read. A destination that is
+configured no more is forgotten one reload after its last connection has ended, so that nothing
+grows with the number of reloads.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
+
+from egress_proxy.events import (
+    ConfigRejected,
+    ConfigReloaded,
+    ConnectionClosed,
+    DestinationChanged,
+    DestinationResolved,
+    DestinationStale,
+    DestinationUnresolved,
+    Reason,
+    Record,
+    UpstreamFailed,
+)
+from egress_proxy.telemetry.status import Connects, Failure, Name, Reloads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+R = TypeVar("R", bound=Record)
+
+# From a neighbour's half millisecond to the default connect timeout, in seconds.
+BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+# Reasons that say that a destination, not a client, is in trouble.
+_FAILURES = frozenset(
+    {
+        Reason.UPSTREAM_RESET,
+        Reason.CONNECT_REFUSED,
+        Reason.CONNECT_TIMEOUT,
+        Reason.CONNECT_UNREACHABLE,
+        Reason.ERROR,
+    }
+)
+LOOKUP_RESULTS = ("resolved", "stale", "unresolved")
+
+
+class Ended:
+    """The connections of one destination that have ended; `last_failure` is a Unix time."""
+
+    __slots__ = ("bytes_to_client", "bytes_to_upstream", "failed_at", "failure", "reasons", "total")
+
+    def __init__(self) -> None:
+        self.reasons = dict.fromkeys(map(str, Reason), 0)
+        self.total = 0
+        self.bytes_to_upstream = 0
+        self.bytes_to_client = 0
+        self.failure: Reason | None = None
+        self.failed_at = 0.0
+
+
+class _Name:
+    """What the records have said of one name; times are Unix seconds."""
+
+    def __init__(self) -> None:
+        self.lookups = dict.fromkeys(LOOKUP_RESULTS, 0)
+        self.addresses = 0
+        self.stale = False
+        self.fresh_until = 0.0
+        self.last_success: float | None = None
+        self.last_failure: Failure | None = None
+
+    def failed(self, result: str, error: str) -> None:
+        self.lookups[result] += 1
+        self.stale = result == "stale"
+        self.last_failure = Failure(what=error, at=time.time())
+
+
+class Tally:
+    """Counts what the records say."""
+
+    def __init__(self) -> None:
+        self.ended: dict[tuple[int, str], Ended] = {}
+        self.upstream_failures: Counter[str] = Counter()
+        self._names: dict[str, _Name] = {}
+        self._connects = [0] * (len(BOUNDS_S) + 1)
+        self._connects_s = 0.0
+        self._reloads = Reloads(reloaded=0, rejected=0, last=None, problems=())
+        self._takers: dict[type[Record], Callable[..., None]] = {
+            ConnectionClosed: self._count,
+            DestinationResolved: self._resolved,
+            DestinationChanged: self._changed,
+            DestinationStale: self._stale,
+            DestinationUnresolved: self._unresolved,
+            UpstreamFailed: self._upstream_failed,
+            ConfigReloaded: self._reloaded,
+            ConfigRejected: self._rejected,
+        }
+
+    def observe(self, record: Record) -> None:
+        take = self._takers.get(type(record))
+        if take is not None:
+            take(record)
+
+    def _count(self, record: ConnectionClosed) -> None:
+        key = (record.listener, record.destination)
+        ended = self.ended.get(key)
+        if ended is None:
+            ended = self.ended[key] = Ended()
+        reason = record.reason
+        ended.reasons[reason] += 1
+        ended.total += 1
+        ended.bytes_to_upstream += record.bytes_to_upstream
+        ended.bytes_to_client += record.bytes_to_client
+        if record.connect_s is not None:
+            self._connects[bisect_left(BOUNDS_S, record.connect_s)] += 1
+            self._connects_s += record.connect_s
+        if reason in _FAILURES:
+            ended.failure = reason
+            ended.failed_at = time.time()
+
+    def _name(self, name: str) -> _Name:
+        return self._names.setdefault(name, _Name())
+
+    def _resolved(self, record: DestinationResolved) -> None:
+        name = self._name(record.destination)
+        name.lookups["resolved"] += 1
+        name.stale = False
+        name.last_success = time.time()
+        name.fresh_until = name.last_success + record.ttl_s
+
+    def _changed(self, record: DestinationChanged) -> None:
+        self._name(record.destination).addresses = len(record.addresses)
+
+    def _stale(self, record: DestinationStale) -> None:
+        self._name(record.destination).failed("stale", record.error)
+
+    def _unresolved(self, record: DestinationUnresolved) -> None:
+        self._name(record.destination).failed("unresolved", record.error)
+
+    def _upstream_failed(self, record: UpstreamFailed) -> None:
+        self.upstream_failures[record.destination] += 1
+
+    def _reloaded(self, _record: ConfigReloaded) -> None:
+        before = self._reloads
+        self._reloads = Reloads(
+            reloaded=before.reloaded + 1, rejected=before.rejected, last=time.time(), problems=()
+        )
+
+    def _rejected(self, record: ConfigRejected) -> None:
+        before = self._reloads
+        self._reloads = Reloads(
+            reloaded=before.reloaded,
+            rejected=before.rejected + 1,
+            last=time.time(),
+            problems=record.problems,
+        )
+
+    def keep(self, destinations: Collection[tuple[int, str]], names: Collection[str]) -> None:
+        """Forget what is counted for others than `destinations` and `names`."""
+        for key in self.ended.keys() - set(destinations):
+            del self.ended[key]
+        for destination in self.upstream_failures.keys() - {name for _, name in destinations}:
+            del self.upstream_failures[destination]
+        for name in self._names.keys() - set(names):
+            del self._names[name]
+
+    @property
+    def connects(self) -> Connects:
+        within, count = [], 0
+        for number in self._connects:
+            count += number
+            within.append(count)
+        return Connects(
+            bounds=BOUNDS_S, within=tuple(within[:-1]), count=count, sum_s=self._connects_s
+        )
+
+    @property
+    def reloads(self) -> Reloads:
+        return self._reloads
+
+    def name(self, name: str) -> Name:
+        """What is known of `name`, also before the first answer."""
+        known = self._names.get(name) or _Name()
+        return Name(
+            name=name,
+            lookups=dict(known.lookups),
+            addresses=known.addresses,
+            stale=known.stale,
+            ttl_left_s=max(known.fresh_until - time.time(), 0.0),
+            last_success=known.last_success,
+            last_failure=known.last_failure,
+        )

@@ -1,0 +1,96 @@
+"""Which addresses are never connected to, in whatever form they come."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from egress_proxy.config.address_policy import Denials
+
+# Every kind of address that is never connected to, each in several spellings.
+DENIED: list[tuple[str, str]] = [
+    (address, reason)
+    for reason, addresses in (
+        ("a loopback address", "127.0.0.1 127.255.255.254 ::1 0:0:0:0:0:0:0:1"),
+        ("a loopback address", "64:ff9b::127.0.0.1 64:ff9b::7f00:1"),
+        ("a link-local address", "169.254.169.254 169.254.0.0 fe80::1 FEBF::1"),
+        ("a link-local address", "64:ff9b::169.254.169.254 2002:a9fe:a9fe::1"),
+        ("a loopback address", "2002:7f00:1:: 2002:7fff:ffff:ffff::"),
+        ("a multicast address", "224.0.0.1 239.255.255.250 ff02::1 ffff:: 64:ff9b::e000:1"),
+        ("an unspecified address", "0.0.0.0 0.1.2.3 :: 0::0.0.0.0 64:ff9b::"),
+        ("the broadcast address", "255.255.255.255 64:ff9b::ffff:ffff"),
+        ("an IPv4 address in IPv6 form", "::ffff:127.0.0.1 ::FFFF:a9fe:a9fe ::ffff:0.0.0.0"),
+        ("an IPv4 address in IPv6 form", "0:0:0:0:0:ffff:192.0.2.1 ::127.0.0.1 ::192.0.2.1 ::2"),
+    )
+    for address in addresses.split()
+]
+
+ALLOWED = [
+    "1.1.1.1",
+    "10.0.0.1",
+    "126.255.255.255",
+    "128.0.0.1",
+    "169.253.255.255",
+    "169.255.0.0",
+    "192.168.0.1",
+    "223.255.255.255",
+    "240.0.0.1",
+    "255.255.255.254",
+    "2001:db8::1",
+    "fd00::1",
+    "fe7f::1",
+    "fec0::1",
+    "feff::1",
+    "64:ff9b::192.0.2.1",
+    "::fffe:0:1",
+]
+
+
+@pytest.mark.parametrize(("address", "reason"), DENIED)
+def test_addresses_that_are_never_connected_to(address: str, reason: str) -> None:
+    assert Denials().reason(ip_address(address)) == reason
+
+
+@pytest.mark.parametrize("address", ALLOWED)
+def test_addresses_beside_the_denied_ones(address: str) -> None:
+    assert Denials().reason(ip_address(address)) is None
+
+
+@pytest.mark.parametrize(("address", "reason"), DENIED)
+def test_only_the_loopback_rule_can_be_lifted(address: str, reason: str) -> None:
+    loopback = reason == "a loopback address"
+    assert (Denials(loopback_allowed=True).reason(ip_address(address)) is None) == loopback
+
+
+@pytest.mark.parametrize("address", ["10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::"])
+def test_networks_that_the_admin_denies(address: str) -> None:
+    denials = Denials(networks=(ip_network("2001:db8::/32"), ip_network("10.0.0.0/8")))
+    reason = "an address of the denied network 10.0.0.0/8"
+    assert denials.reason(ip_address(address)) == reason
+    assert denials.reason(ip_address("11.1.2.3")) is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["192.0.2.10", "2001:db8::10", "127.0.0.1", "127.0.0.2", "::1", "64:ff9b::192.0.2.10"],
+)
+def test_own_listeners_by_any_address_of_the_pod(address: str) -> None:
+    denials = Denials(
+        loopback_allowed=True,
+        own=frozenset(map(ip_address, ("192.0.2.10", "2001:db8::10"))),
+        listening=frozenset({80, 443}),
+    )
+    assert denials.reason(ip_address(address), (8080, 443)) == "one of the proxy's own listeners"
+    assert denials.reason(ip_address(address), (8080,)) is None
+    assert denials.reason(ip_address("192.0.2.11"), (443,)) is None
+
+
+@given(number=st.integers(0, 2**32 - 1))
+def test_an_ipv4_address_is_judged_alike_behind_a_translator(number: int) -> None:
+    address = IPv4Address(number)
+    translated = IPv6Address(int(IPv6Address("64:ff9b::")) | number)
+    assert Denials().reason(translated) == Denials().reason(address)
+    assert Denials().reason(IPv6Address(f"::ffff:{address}")) is not None

@@ -1,0 +1,126 @@
+"""The text that Prometheus scrapes, against a whole example."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX, exposition
+from egress_proxy.telemetry.status import Connects, Upstream
+from tests.support.needs import do_without
+from tests.support.snapshots import destination, name, status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FAILED = (
+    Upstream(address="192.0.2.1", healthy=True),
+    Upstream(address="192.0.2.2", healthy=False),
+    Upstream(address="192.0.2.3", healthy=False),
+)
+EXAMPLE = replace(
+    status(
+        replace(
+            destination(),
+            active=2,
+            ended={"finished": 3, "error": 1},
+            upstreams=FAILED[:2],
+            upstream_failures=4,
+            bytes_to_upstream=5,
+            bytes_to_client=7,
+        ),
+        destination("refusing", port=81, name="a.example"),
+        # Another port that leads where the first one does, and has found out something else.
+        replace(
+            destination("removed", port=82),
+            destination="192.0.2.1:80",
+            ended={"finished": 1},
+            upstreams=FAILED[1:],
+            upstream_failures=4,
+        ),
+        names=(name("timed out"), replace(name(), name="b.example", addresses=2, last_success=9.5)),
+        source="no interface has it",
+    ),
+    connects=Connects(bounds=(0.1, 10.0), within=(1, 3), count=4, sum_s=20.5),
+    pauses=6,
+    log_dropped=8,
+)
+HERE = 'destination="192.0.2.1:80",listener="80"'
+EXPECTED = f"""\
+egress_proxy_connections_total{{destination="192.0.2.1:80",listener="80",reason="finished"}} 3.0
+egress_proxy_connections_total{{destination="192.0.2.1:80",listener="80",reason="error"}} 1.0
+egress_proxy_connections_total{{destination="a.example:81",listener="81",reason="finished"}} 0.0
+egress_proxy_connections_total{{destination="192.0.2.1:80",listener="82",reason="finished"}} 1.0
+egress_proxy_connections_active{{{HERE}}} 2.0
+egress_proxy_connections_active{{destination="a.example:81",listener="81"}} 0.0
+egress_proxy_connections_active{{destination="192.0.2.1:80",listener="82"}} 0.0
+egress_proxy_connections_limit 1000.0
+egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_upstream",listener="80"}} 5.0
+egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_client",listener="80"}} 7.0
+egress_proxy_bytes_total{{destination="a.example:81",direction="to_upstream",listener="81"}} 0.0
+egress_proxy_bytes_total{{destination="a.example:81",direction="to_client",listener="81"}} 0.0
+egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_upstream",listener="82"}} 0.0
+egress_proxy_bytes_total{{destination="192.0.2.1:80",direction="to_client",listener="82"}} 0.0
+egress_proxy_upstream_failures_total{{destination="192.0.2.1:80"}} 4.0
+egress_proxy_upstream_failures_total{{destination="a.example:81"}} 0.0
+egress_proxy_upstream_addresses_failed{{destination="192.0.2.1:80"}} 2.0
+egress_proxy_upstream_addresses_failed{{destination="a.example:81"}} 0.0
+egress_proxy_dns_lookups_total{{destination="a.example",result="resolved"}} 0.0
+egress_proxy_dns_lookups_total{{destination="b.example",result="resolved"}} 0.0
+egress_proxy_dns_addresses{{destination="a.example"}} 0.0
+egress_proxy_dns_addresses{{destination="b.example"}} 2.0
+egress_proxy_dns_stale{{destination="a.example"}} 0.0
+egress_proxy_dns_stale{{destination="b.example"}} 0.0
+egress_proxy_dns_last_success_timestamp_seconds{{destination="b.example"}} 9.5
+egress_proxy_listener_up{{listener="80"}} 1.0
+egress_proxy_listener_up{{listener="81"}} 0.0
+egress_proxy_listeners_paused_total 6.0
+egress_proxy_source_info{{address="192.0.2.99"}} 1.0
+egress_proxy_source_up{{address="192.0.2.99"}} 0.0
+egress_proxy_config_reloads_total{{result="reloaded"}} 0.0
+egress_proxy_config_reloads_total{{result="rejected"}} 0.0
+egress_proxy_config_last_reload_successful 1.0
+egress_proxy_draining 0.0
+egress_proxy_log_records_dropped_total 8.0
+egress_proxy_build_info{{python="3.11",version="1.0"}} 1.0
+egress_proxy_connect_duration_seconds_bucket{{le="0.1"}} 1.0
+egress_proxy_connect_duration_seconds_bucket{{le="10.0"}} 3.0
+egress_proxy_connect_duration_seconds_bucket{{le="+Inf"}} 4.0
+egress_proxy_connect_duration_seconds_count 4.0
+egress_proxy_connect_duration_seconds_sum 20.5
+"""
+
+
+def own(lines: Iterable[str]) -> list[str]:
+    return [line for line in lines if line.startswith(PREFIX)]
+
+
+def test_every_sample_of_an_example() -> None:
+    assert own(exposition(EXAMPLE).decode().splitlines()) == EXPECTED.splitlines()
+
+
+def test_the_process_has_the_librarys_metrics() -> None:
+    assert b"\nprocess_resident_memory_bytes " in exposition(EXAMPLE)
+
+
+def test_every_metric_says_what_it_is() -> None:
+    told = set(re.findall(r"^# HELP (\w+) \S", exposition(EXAMPLE).decode(), re.MULTILINE))
+    assert {name for name in told if name.startswith(PREFIX)} == {
+        PREFIX + metric.name + ("_total" if metric.kind == "counter" else "") for metric in METRICS
+    } | {PREFIX + CONNECT_DURATION[0]}
+
+
+def test_prometheus_finds_nothing_to_criticise() -> None:
+    if shutil.which("promtool") is None:
+        do_without("promtool is missing (Debian: prometheus)")
+    judged = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=exposition(EXAMPLE),
+        capture_output=True,
+        check=False,
+    )
+    assert (judged.returncode, judged.stdout, judged.stderr) == (0, b"", b"")
