@@ -23,7 +23,7 @@ FUZZ_EXAMPLES ?= 20000
 
 .PHONY: fuzz
 fuzz: install ## hold many more random lives of a connection against the model (FUZZ_EXAMPLES)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_splice_properties.py
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_flow_properties.py
 
 .PHONY: coverage
 coverage: install ## what of the package the last test run has covered

@@ -54,7 +54,7 @@ def main(
     except EgressProxyError as error:
         print(error, file=sys.stderr)  # noqa: T201 - problems go to stderr, logs to stdout
         if command is not check:
-            _leave_word(str(error), termination_log)
+            _write_termination_message(str(error), termination_log)
         return error.exit_status
     return 0
 
@@ -92,17 +92,17 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     log = logs.RunLog(wanted.log_format, debug=wanted.debug)
 
     async def forward() -> None:
-        stopping = daemon.Stopping()
+        shutdown = daemon.Shutdown()
         running = daemon.Daemon(wanted, addresses.read_interfaces(), log, environ)
         loop = asyncio.get_running_loop()
         for number, act in (
-            (signal.SIGTERM, stopping.ask),
-            (signal.SIGINT, stopping.ask),
+            (signal.SIGTERM, shutdown.request),
+            (signal.SIGINT, shutdown.request),
             (signal.SIGHUP, running.reload),
             (signal.SIGUSR1, running.toggle_debug),
         ):
             loop.add_signal_handler(number, act)
-        await running.run(stopping)
+        await running.run(shutdown)
 
     if os.getpid() == 1:
         # A container's first process inherits orphans; ignored, the kernel buries them (wait(2)).
@@ -196,7 +196,7 @@ def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:
     return settings.read_settings(environ)
 
 
-def _leave_word(text: str, termination_log: Path) -> None:
+def _write_termination_message(text: str, termination_log: Path) -> None:
     """Write `text` where the kubelet looks for it, if it does."""
     # Never made: outside a container there is nobody to read it.
     with contextlib.suppress(OSError), termination_log.open("r+b") as file:

@@ -27,7 +27,7 @@ from egress_proxy.pod.address_monitor import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from egress_proxy.config.address_policy import Denials
+    from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
     from egress_proxy.ip import Address
@@ -69,7 +69,7 @@ async def examine(
             settings.destinations,
             await asyncio.gather(
                 *(
-                    _resolve(resolver, destination, settings.denials)
+                    _resolve(resolver, destination, settings.address_policy)
                     for destination in settings.destinations
                 )
             ),
@@ -85,7 +85,7 @@ async def examine(
 
 
 async def _resolve(
-    resolver: Resolver, destination: Destination, denials: Denials
+    resolver: Resolver, destination: Destination, policy: AddressPolicy
 ) -> tuple[Sequence[Address], Finding]:
     """The addresses of `destination`, and what there is to say of them."""
     subject = f"{destination.port} -> {destination}"
@@ -104,7 +104,7 @@ async def _resolve(
     usable = [
         address
         for address in answer.addresses
-        if denials.reason(address, (destination.remote_port,)) is None
+        if policy.why_denied(address, (destination.remote_port,)) is None
     ]
     if not usable:
         return (), Finding(

@@ -1,8 +1,8 @@
-"""The addresses that are never connected to, whoever says so; pure.
+"""The addresses that the proxy never connects to. Pure.
 
-`Denials` is the one judge of them: of those that the admin wrote, and again of each one that a
-name resolves to. Names come from a zone that somebody else may write, and are no reason to reach
-what belongs to the pod, its node or its cloud.
+`AddressPolicy` decides for the addresses that the administrator wrote and for each address that a
+name resolves to. Trust boundary: a zone may be written by a third party, so its answers must not
+open a way to the pod, its node or its cloud.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _6TO4 = ipaddress.IPv6Network("2002::/16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Denials:
+class AddressPolicy:
     """What is never connected to, whoever says so.
 
     `networks` are the admin's. `own` are the pod's addresses, to which only the ports in
@@ -55,7 +55,7 @@ class Denials:
     own: frozenset[Address] = frozenset()
     listening: frozenset[int] = frozenset()
 
-    def reason(self, address: Address, ports: Collection[int] = ()) -> str | None:
+    def why_denied(self, address: Address, ports: Collection[int] = ()) -> str | None:
         """Why nothing connects to `address` on any of `ports`, or None."""
         for form in _forms(address):
             reason = next((reason for network, reason in _NEVER_REMOTE if form in network), None)
@@ -79,4 +79,4 @@ def _forms(address: Address) -> Iterator[Address]:
         yield ipaddress.IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
 
 
-NEVER_REMOTE = Denials()
+DEFAULT_POLICY = AddressPolicy()

@@ -8,7 +8,7 @@ Deliberately not here: wildcards, port ranges, URLs, and names of one label, whi
 egress router refused too. Nothing is resolved. Every line is judged on its own and all problems
 are told in one go; the work is linear in the text, which may have `MAX_OCTETS`.
 
-An address that is never connected to (`denials`) is refused where the admin wrote it.
+An address that is never connected to (`policy`) is refused where the admin wrote it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from egress_proxy.config.address_policy import NEVER_REMOTE, Denials
+from egress_proxy.config.address_policy import DEFAULT_POLICY, AddressPolicy
 from egress_proxy.config.variables import RefusedError
 from egress_proxy.errors import ConfigurationError, Problem
 
@@ -56,7 +56,7 @@ class Destination:
 
 
 def parse_destinations(
-    text: str, *, variable: str, denials: Denials = NEVER_REMOTE
+    text: str, *, variable: str, policy: AddressPolicy = DEFAULT_POLICY
 ) -> tuple[Destination, ...]:
     """The destinations in `text`, at least one, in their order.
 
@@ -77,7 +77,7 @@ def parse_destinations(
     # Windows editors begin a file with a byte order mark.
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         try:
-            destination = _parse_line(line.removesuffix("\r"), number, denials)
+            destination = _parse_line(line.removesuffix("\r"), number, policy)
             if destination is None:
                 continue
             _claim_port(destination, by_port)
@@ -96,7 +96,7 @@ def parse_destinations(
     return tuple(by_port.values())
 
 
-def _parse_line(line: str, number: int, denials: Denials) -> Destination | None:
+def _parse_line(line: str, number: int, policy: AddressPolicy) -> Destination | None:
     fields = _split_fields(line)
     if not fields:
         return None
@@ -110,7 +110,7 @@ def _parse_line(line: str, number: int, denials: Denials) -> Destination | None:
     port = _parse_port(fields[0], "the listening port")
     host = _parse_host(fields[1])
     if not isinstance(host, str):
-        reason = denials.reason(host)
+        reason = policy.why_denied(host)
         if reason:
             raise RefusedError(
                 f"{reason} is never connected to", "write the remote host's own address", fields[1]

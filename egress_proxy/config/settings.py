@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from egress_proxy.config import destinations, variables
 from egress_proxy.config import run_variables as environment
-from egress_proxy.config.address_policy import Denials
+from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.run_variables import ADMIN_LISTEN, DESTINATION, DESTINATION_FILE
 from egress_proxy.errors import ConfigurationError, Problem
 
@@ -47,9 +47,9 @@ class Settings:
     admin_listen: AdminListen | None
 
     @property
-    def denials(self) -> Denials:
+    def address_policy(self) -> AddressPolicy:
         """What the admin has said of addresses to connect to; the pod's own are not in it."""
-        return Denials(loopback_allowed=self.source == "any", networks=self.deny)
+        return AddressPolicy(loopback_allowed=self.source == "any", networks=self.deny)
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -62,9 +62,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     deny = reader.read(environment.DENY)
     admin_listen = reader.read(ADMIN_LISTEN)
     # A wrong DENY is a problem already; the destinations are still judged by the other rules.
-    denials = Denials(loopback_allowed=source == "any", networks=deny or ())
+    policy = AddressPolicy(loopback_allowed=source == "any", networks=deny or ())
     try:
-        found = read_destinations(environ, denials=denials, admin_listen=admin_listen)
+        found = read_destinations(environ, policy=policy, admin_listen=admin_listen)
     except ConfigurationError as error:
         reader.problems.extend(error.problems)
         found = ()
@@ -99,7 +99,7 @@ def destinations_from(environ: Mapping[str, str]) -> Variable[str]:
 
 
 def read_destinations(
-    environ: Mapping[str, str], *, denials: Denials, admin_listen: AdminListen | None
+    environ: Mapping[str, str], *, policy: AddressPolicy, admin_listen: AdminListen | None
 ) -> tuple[Destination, ...]:
     """The destinations, from the variable or the file; a reload reads them anew.
 
@@ -107,7 +107,7 @@ def read_destinations(
     """
     variable = destinations_from(environ).name
     found = destinations.parse_destinations(
-        _destination_text(environ), variable=variable, denials=denials
+        _destination_text(environ), variable=variable, policy=policy
     )
     problems = [
         Problem(

@@ -1,10 +1,10 @@
-"""Names stay fresh: a `NameKeeper` asks again whenever an answer grows old.
+"""Names stay fresh: a `NameRefresher` asks again whenever an answer grows old.
 
 It never lets a failure take away what a good answer gave: an outage of DNS must not become one of
 the egress.
 
 Trust boundary: an answer is data from outside. Addresses that are never connected to
-(`denials.Denials`) are dropped here, so that nothing behind this module sees them. A name is
+(`policy.AddressPolicy`) are dropped here, so that nothing behind this module sees them. A name is
 judged as a whole, for all ports that lead to it.
 """
 
@@ -27,7 +27,7 @@ from egress_proxy.events import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from egress_proxy.config.address_policy import Denials
+    from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.ip import Address
 
 # An answer is asked for again when its TTL runs out, but neither in a storm nor after hours.
@@ -50,13 +50,13 @@ class Port(Protocol):
     @property
     def remote_port(self) -> int: ...
 
-    def use(self, addresses: Sequence[Address]) -> None: ...
+    def set_addresses(self, addresses: Sequence[Address]) -> None: ...
 
 
-class NameKeeper:
+class NameRefresher:
     """Keeps the addresses of one name fresh for all ports that lead to it.
 
-    `denials` may be replaced; the next answer is judged by the new ones, and `judge` does not wait
+    `policy` may be replaced; the next answer is judged by the new ones, and `judge` does not wait
     for it.
     """
 
@@ -65,30 +65,30 @@ class NameKeeper:
         name: str,
         lookup: Lookup,
         observer: Observer,
-        denials: Denials,
+        policy: AddressPolicy,
     ) -> None:
         self.name = name
         self.addresses: tuple[Address, ...] = ()
         self._lookup = lookup
         self._observer = observer
-        self.denials = denials
+        self.policy = policy
         # The last good answer, and what is denied of the last one.
         self._answered: tuple[Address, ...] = ()
         self._denied: frozenset[Address] = frozenset()
         self._ports: list[Port] = []
         self._users: list[Callable[[Sequence[Address]], None]] = []
         self._retry_s = _RETRY_FIRST_S
-        self._wanted = asyncio.Event()
+        self._refresh_requested = asyncio.Event()
         self.asked = asyncio.Event()
 
-    def serve(self, port: Port) -> None:
+    def subscribe(self, port: Port) -> None:
         """Tell `port` the usable addresses, now and whenever they are others than before."""
         self._ports.append(port)
         port.on_all_failed = self.refresh
         if self.addresses:
-            port.use(self.addresses)
+            port.set_addresses(self.addresses)
 
-    def forget(self, port: Port) -> None:
+    def unsubscribe(self, port: Port) -> None:
         """Tell `port` nothing more."""
         self._ports.remove(port)
 
@@ -98,26 +98,26 @@ class NameKeeper:
         if self.addresses:
             use(self.addresses)
 
-    def judge(self) -> None:
-        """Use what `denials` leaves of the last good answer, and nothing if that is nothing."""
+    def reapply_policy(self) -> None:
+        """Use what `policy` leaves of the last good answer, and nothing if that is nothing."""
         self._change(self._allowed(self._answered))
         if self._answered and not self.addresses:
             self.refresh()
 
     def refresh(self) -> None:
         """Ask again soon: no address answers, or there is somebody else to ask."""
-        self._wanted.set()
+        self._refresh_requested.set()
 
     async def run(self) -> None:
         """Ask, wait until the answer has grown old, ask again; until cancelled."""
         while True:
-            self._wanted.clear()
+            self._refresh_requested.clear()
             wait_s = await self._ask()
             self.asked.set()
             await asyncio.sleep(EARLY_S)
             try:
                 async with asyncio.timeout(wait_s - EARLY_S):
-                    await self._wanted.wait()
+                    await self._refresh_requested.wait()
             except TimeoutError:
                 pass
 
@@ -159,7 +159,7 @@ class NameKeeper:
             )
         )
         for port in self._ports:
-            port.use(usable)
+            port.set_addresses(usable)
         for use in self._users:
             use(usable)
 
@@ -169,7 +169,7 @@ class NameKeeper:
         reasons = {
             address: reason
             for address in addresses
-            if (reason := self.denials.reason(address, remote_ports))
+            if (reason := self.policy.why_denied(address, remote_ports))
         }
         # Told once, not with every answer.
         for address, reason in reasons.items():

@@ -2,15 +2,15 @@
 
 `Resolver` asks for a name as it is, then with the search list of resolv.conf behind it, over UDP
 and, where an answer is truncated, over TCP. It remembers nothing: when to ask again is decided by
-`names.NameKeeper`. c-ares would keep answers for their TTL, and empty ones for longer than a pod
+`names.NameRefresher`. c-ares would keep answers for their TTL, and empty ones for longer than a pod
 should stay without an address, so its memory is emptied after every answer.
 
-Not here: retries (c-ares has its own, and the keeper's backoff comes after), DNSSEC, DNS over TLS,
-and a second resolver for when c-ares can't reach a server: libc would ask the same ones, in a
-thread that nothing can end, and tell no TTL.
+Not here: retries (c-ares has its own, and the refresher's backoff follows), DNSSEC, DNS over TLS,
+and a second resolver for when c-ares can't reach a server: libc would ask the same servers, in a
+thread that can't be cancelled, and gives no TTL.
 
 Trust boundary: an answer is data from outside. Who uses it judges its addresses
-(`denials.Denials`).
+(`policy.AddressPolicy`).
 """
 
 from __future__ import annotations

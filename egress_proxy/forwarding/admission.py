@@ -49,7 +49,7 @@ class Admission:
         self._loop = loop
         self._observer = observer
         self._gates: list[Gate] = []
-        self._resting: dict[Gate, Timer] = {}
+        self._paused_alone: dict[Gate, Timer] = {}
         self._retry: Timer | None = None
         self._recorded_at = loop.time() - _RECORD_INTERVAL_S
         self._recorded = False
@@ -70,13 +70,13 @@ class Admission:
         if self.takes_clients(gate):
             gate.pause()
         self._gates.remove(gate)
-        timer = self._resting.pop(gate, None)
+        timer = self._paused_alone.pop(gate, None)
         if timer is not None:
             timer.cancel()
 
     def takes_clients(self, gate: Gate) -> bool:
         """Whether `gate`, which is open, is neither paused nor resting."""
-        return not self.paused and gate not in self._resting
+        return not self.paused and gate not in self._paused_alone
 
     def enter(self) -> None:
         """One client more; at the maximum the listeners pause."""
@@ -102,15 +102,15 @@ class Admission:
             self._retry = self._loop.call_later(_RETRY_S, self._try_again)
         self._pause(os.strerror(error_number))
 
-    def rest(self, gate: Gate, error_number: int) -> None:
+    def pause_one(self, gate: Gate, error_number: int) -> None:
         """As `exhausted`, of something that only what `gate` connects to lacks."""
-        if gate in self._gates and gate not in self._resting:
+        if gate in self._gates and gate not in self._paused_alone:
             if not self.paused:
                 gate.pause()
             self.pauses += 1
             recorded = self._record_pause(os.strerror(error_number), gate.port)
-            self._resting[gate] = self._loop.call_later(
-                _RETRY_S, lambda: self._end_rest(gate, recorded=recorded)
+            self._paused_alone[gate] = self._loop.call_later(
+                _RETRY_S, lambda: self._resume_one(gate, recorded=recorded)
             )
 
     async def emptied(self) -> None:
@@ -120,9 +120,9 @@ class Admission:
             await self._emptied.wait()
 
     def stop(self) -> None:
-        for timer in self._resting.values():
+        for timer in self._paused_alone.values():
             timer.cancel()
-        self._resting.clear()
+        self._paused_alone.clear()
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
@@ -132,8 +132,8 @@ class Admission:
         if self.active < self.maximum:
             self._resume()
 
-    def _end_rest(self, gate: Gate, *, recorded: bool) -> None:
-        del self._resting[gate]
+    def _resume_one(self, gate: Gate, *, recorded: bool) -> None:
+        del self._paused_alone[gate]
         if not self.paused:
             gate.resume()
         if recorded:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.upstreams import Endpoint, Upstreams
     from egress_proxy.ip import Address, Network
     from egress_proxy.relay.relay import Engine
-    from egress_proxy.relay.timer_wheel import Wheel
+    from egress_proxy.relay.timer_wheel import TimerWheel
 
 # A silent peer that is gone is found out after 60 s and four probes of 15 s (tcp(7)).
 # TCP_USER_TIMEOUT is left alone: it would also end a live peer that reads slowly
@@ -44,7 +44,7 @@ _SELDOM_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class SessionLimits:
     """What holds for the clients of every destination. Durations are in seconds, 0 is never."""
 
     allow_clients: tuple[Network, ...]
@@ -52,7 +52,7 @@ class Rules:
     idle_timeout_s: float
     half_close_timeout_s: float
     # Whether records carry the source port, which costs a system call a connection.
-    audit: bool
+    record_source_port: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Plant:
     """What all forwarders share."""
 
     engine: Engine
-    wheel: Wheel
+    wheel: TimerWheel
     admission: Admission
     connector: Connector
     observer: Observer
@@ -70,7 +70,7 @@ class Listening(Gate, Protocol):
     """Where a client came in, and what holds for it there."""
 
     plant: Plant
-    rules: Rules
+    rules: SessionLimits
     destination: Destination
     name: str
     upstreams: Upstreams
@@ -88,17 +88,17 @@ class Connection:
         "_client",
         "_client_address",
         "_client_events",
+        "_closed",
         "_connected_at",
         "_forwarder",
-        "_over",
+        "_needs_keepalive",
         "_race",
         "_relay",
         "_source",
-        "_unguarded",
-        "tick",
+        "deadline_tick",
     )
 
-    tick: int
+    deadline_tick: int
 
     def __init__(
         self, forwarder: Listening, client: socket.SocketType, client_address: Sequence[object]
@@ -112,10 +112,10 @@ class Connection:
         self._address: Sequence[object] | None = None
         self._source: Sequence[object] | None = None
         # An upstream without keepalive: it is set on those that live to see the wheel turn.
-        self._unguarded: socket.SocketType | None = None
+        self._needs_keepalive: socket.SocketType | None = None
         self._relay: Relay | None = None
         self._race: Race | None = None
-        self._over = False
+        self._closed = False
 
     @property
     def forwarder(self) -> Listening:
@@ -144,7 +144,7 @@ class Connection:
         """
         plant = self._forwarder.plant
         plant.admission.enter()
-        plant.wheel.enter(self, ATTEMPT_DELAY_S)
+        plant.wheel.schedule(self, ATTEMPT_DELAY_S)
         try:
             plant.engine.reactor.watch(self._client, self)
         except OSError as error:
@@ -174,10 +174,10 @@ class Connection:
     def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None:
         """The upstream is there: relay."""
         plant = self._forwarder.plant
-        self._unguarded = sock
+        self._needs_keepalive = sock
         self._address = endpoint.sockaddr
         self._connected_at = plant.engine.reactor.now
-        if self._forwarder.rules.audit:
+        if self._forwarder.rules.record_source_port:
             with contextlib.suppress(OSError):
                 self._source = sock.getsockname()
         self._relay = Relay(plant.engine, self._client, sock, self)
@@ -190,29 +190,29 @@ class Connection:
         if error_number in EXHAUSTED:
             forwarder.plant.admission.exhausted(error_number)
         elif error_number == NO_PORT:
-            forwarder.plant.admission.rest(forwarder, error_number)
+            forwarder.plant.admission.pause_one(forwarder, error_number)
         else:
             forwarder.on_all_failed()
 
-    def due(self) -> None:
+    def on_timer(self) -> None:
         """Time has passed: end what has taken too long, or look again later."""
         if self._relay is None:
-            self._hurry()
+            self._next_attempt_or_time_out()
         else:
-            if self._unguarded is not None:
-                keep_alive(self._unguarded)
-                self._unguarded = None
+            if self._needs_keepalive is not None:
+                keep_alive(self._needs_keepalive)
+                self._needs_keepalive = None
             self._check_idle(self._relay)
 
-    def _hurry(self) -> None:
+    def _next_attempt_or_time_out(self) -> None:
         wheel, race = self._forwarder.plant.wheel, self._race
         if race is None:
             # The event loop was held up: the client's first event is still to come.
-            wheel.enter(self, ATTEMPT_DELAY_S)
+            wheel.schedule(self, ATTEMPT_DELAY_S)
             return
         left_s = self._accepted_at + self._forwarder.rules.connect_timeout_s - monotonic()
         if left_s > 0:
-            wheel.enter(self, min(ATTEMPT_DELAY_S, left_s))
+            wheel.schedule(self, min(ATTEMPT_DELAY_S, left_s))
             race.start_next()
         else:
             race.time_out()
@@ -229,7 +229,7 @@ class Connection:
                 relay.abort(reason)
                 return
         # A half-close from now on is noticed in time.
-        self._forwarder.plant.wheel.enter(
+        self._forwarder.plant.wheel.schedule(
             self, min(left_s, rules.half_close_timeout_s or _SELDOM_S)
         )
 
@@ -242,7 +242,7 @@ class Connection:
 
     def _refuse(self, reason: Reason) -> None:
         """Reset a client that has no upstream."""
-        if self._over:
+        if self._closed:
             return
         if self._race is not None:
             self._race.cancel()
@@ -255,9 +255,9 @@ class Connection:
 
     def _close(self, reason: Reason) -> None:
         """Whatever happened, it ends here, once."""
-        self._over = True
+        self._closed = True
         forwarder, plant = self._forwarder, self._forwarder.plant
-        plant.wheel.leave(self)
+        plant.wheel.cancel(self)
         # The reactor's time is old when a timer or a signal ends the connection.
         now = monotonic()
         relay, race = self._relay, self._race

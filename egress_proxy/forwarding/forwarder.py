@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
 
     from egress_proxy.config.destinations import Destination
-    from egress_proxy.forwarding.connection import Plant, Rules
+    from egress_proxy.forwarding.connection import Plant, SessionLimits
     from egress_proxy.ip import Address
     from egress_proxy.pod.addresses import ListenPoint
 
@@ -41,7 +41,7 @@ class Forwarder:
     `on_all_failed` is called when a client found none of them answering.
     """
 
-    def __init__(self, plant: Plant, rules: Rules, destination: Destination) -> None:
+    def __init__(self, plant: Plant, rules: SessionLimits, destination: Destination) -> None:
         self.plant = plant
         self.rules = rules
         self.destination = destination
@@ -84,7 +84,7 @@ class Forwarder:
             admission.open(self)
         self._adjust()
 
-    def use(self, addresses: Sequence[Address]) -> None:
+    def set_addresses(self, addresses: Sequence[Address]) -> None:
         """Connect to `addresses` from now on; the first ones open the port, none close it."""
         self.addresses = tuple(addresses)
         self._adjust()

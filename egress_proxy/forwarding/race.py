@@ -56,7 +56,7 @@ _REASONS = {
 }
 
 
-class Waiter(Protocol):
+class ConnectHandler(Protocol):
     """Whoever wants the socket; told once, by one of the two."""
 
     def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None: ...
@@ -99,7 +99,9 @@ class Race:
 
     __slots__ = ("_connector", "_error_number", "_left", "_running", "_waiter", "attempts")
 
-    def __init__(self, connector: Connector, endpoints: Iterable[Endpoint], waiter: Waiter) -> None:
+    def __init__(
+        self, connector: Connector, endpoints: Iterable[Endpoint], waiter: ConnectHandler
+    ) -> None:
         self._connector = connector
         self._left: Iterator[Endpoint] = iter(endpoints)
         self._waiter = waiter
@@ -117,7 +119,7 @@ class Race:
             try:
                 attempt.sock = self._connector.open(endpoint, attempt)
             except OSError as error:
-                self._note(endpoint, error.errno or errno.EIO)
+                self._record_failure(endpoint, error.errno or errno.EIO)
                 if error.errno in EXHAUSTED:
                     break
             else:
@@ -146,10 +148,10 @@ class Race:
         self._running.clear()
 
     def won(self, attempt: _Attempt, events: int) -> None:
-        attempt.endpoint.succeed()
+        attempt.endpoint.mark_healthy()
         self._running.remove(attempt)
         if self._running:
-            self._pass_over(attempt)
+            self._demote_beaten(attempt)
             self.cancel()
         self._waiter.connected(attempt.sock, attempt.endpoint, events)
 
@@ -158,23 +160,23 @@ class Race:
         self._give_up(attempt, error_number)
         self.start_next()
 
-    def _pass_over(self, winner: _Attempt) -> None:
+    def _demote_beaten(self, winner: _Attempt) -> None:
         """Send to the back who had its time and more of it than `winner`."""
         now = monotonic()
         for attempt in self._running:
             before = attempt.started_at < winner.started_at
             if before and now - attempt.started_at >= ATTEMPT_DELAY_S:
-                attempt.endpoint.fail(now, "silent while another address answered")
+                attempt.endpoint.mark_failed(now, "silent while another address answered")
 
     def _give_up(self, attempt: _Attempt, error_number: int) -> None:
         self._connector.reactor.close(attempt.sock)
-        self._note(attempt.endpoint, error_number)
+        self._record_failure(attempt.endpoint, error_number)
 
-    def _note(self, endpoint: Endpoint, error_number: int) -> None:
+    def _record_failure(self, endpoint: Endpoint, error_number: int) -> None:
         self._error_number = error_number
         if error_number not in _BLAMELESS:
             # Not the reactor's time: a timer may have found this out, long after its last batch.
-            endpoint.fail(monotonic(), os.strerror(error_number))
+            endpoint.mark_failed(monotonic(), os.strerror(error_number))
 
 
 class _Attempt:

@@ -30,7 +30,7 @@ class Session(Protocol):
     def abort(self, reason: Reason) -> None: ...
 
 
-class Withdrawals:
+class StaleSessions:
     """Ends sessions of `name` with a reset, `timeout_s` after their address was withdrawn.
 
     An address that comes back in time is as if it had never been away.
@@ -52,7 +52,7 @@ class Withdrawals:
         self._since: dict[str, float] = {}
         self._timer: Timer | None = None
 
-    def use(self, addresses: Sequence[Address]) -> None:
+    def set_addresses(self, addresses: Sequence[Address]) -> None:
         """`addresses` are the name's from now on."""
         self._current = frozenset(map(str, addresses))
         self._changed_at = self._loop.time()

@@ -39,7 +39,7 @@ class Endpoint:
         self.failed_until = 0.0
         self._upstreams = upstreams
 
-    def fail(self, now: float, error: str, penalty_s: float = PENALTY_S) -> None:
+    def mark_failed(self, now: float, error: str, penalty_s: float = PENALTY_S) -> None:
         """Go to the back; told when it did not stand there before."""
         if not self.failed_until:
             self._upstreams.observer.observe(
@@ -52,7 +52,7 @@ class Endpoint:
             )
         self.failed_until = now + penalty_s
 
-    def succeed(self) -> None:
+    def mark_healthy(self) -> None:
         if self.failed_until:
             self.failed_until = 0.0
             self._upstreams.observer.observe(

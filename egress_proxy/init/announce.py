@@ -18,7 +18,7 @@ from egress_proxy.init.frames import (
     ETH_P_ARP,
     ETH_P_IPV6,
     announcements,
-    hear,
+    parse,
     probe,
     question,
 )
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from egress_proxy.init.frames import Frame, Heard
+    from egress_proxy.init.frames import Claim, Frame
     from egress_proxy.init.settings import Source
     from egress_proxy.ip import Address
 
@@ -65,7 +65,7 @@ def _never() -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Talk:
+class Exchange:
     """What `frames` returns is sent `rounds` times, `interval_s` apart.
 
     It ends `patience_s` after the last round, or as soon as all is sent and it is `enough`.
@@ -113,7 +113,7 @@ class Wire:
         for opened in self._sockets.values():
             opened.close()
 
-    def converse(self, talk: Talk) -> Iterator[Heard]:
+    def exchange(self, talk: Exchange) -> Iterator[Claim]:
         """Say what is to be said, and yield what others say meanwhile."""
         for number in range(talk.rounds):
             if number > 0:
@@ -122,8 +122,8 @@ class Wire:
                 self._send(frame)
         yield from self._listen(talk.patience_s, talk.enough)
 
-    def pending(self) -> Iterator[Heard]:
-        """What was heard and not read yet."""
+    def pending(self) -> Iterator[Claim]:
+        """What was claim and not read yet."""
         for opened in self._sockets.values():
             # Bounded, for a neighbour may send faster than this is read.
             for _ in range(_QUEUED):
@@ -136,7 +136,7 @@ class Wire:
         destination = (self._interface, frame.ethertype, 0, 0, frame.destination)
         self._sockets[frame.ethertype].sendto(frame.payload, destination)
 
-    def _listen(self, duration_s: float, enough: Callable[[], bool]) -> Iterator[Heard]:
+    def _listen(self, duration_s: float, enough: Callable[[], bool]) -> Iterator[Claim]:
         deadline = time.monotonic() + duration_s
         while not enough():
             left_s = deadline - time.monotonic()
@@ -145,16 +145,16 @@ class Wire:
             for ready in select.select(self._sockets.values(), (), (), left_s)[0]:
                 yield from self._hear(ready)
 
-    def _hear(self, opened: socket.socket) -> Iterator[Heard]:
+    def _hear(self, opened: socket.socket) -> Iterator[Claim]:
         """The next frame, if others say something with it. Raises BlockingIOError without one."""
         payload, (_, ethertype, _, _, sender) = opened.recvfrom(_LONGEST)
-        heard = hear(ethertype, sender, payload)
-        if heard is not None and heard.mac != self.mac:
-            yield heard
+        claim = parse(ethertype, sender, payload)
+        if claim is not None and claim.mac != self.mac:
+            yield claim
 
 
 def _packet_socket(interface: str, ethertype: int) -> socket.socket:
-    # Protocol 0 hears nothing until it is bound: without it, every interface would be heard.
+    # Protocol 0 hears nothing until it is bound: without it, every interface would be claim.
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
     try:
         opened.bind((interface, ethertype))
@@ -165,13 +165,13 @@ def _packet_socket(interface: str, ethertype: int) -> socket.socket:
     return opened
 
 
-def other_owner(heard: Iterable[Heard], addresses: Iterable[Address]) -> tuple[Address, str] | None:
+def other_owner(claim: Iterable[Claim], addresses: Iterable[Address]) -> tuple[Address, str] | None:
     """One of `addresses` that another host has or is about to take, and its Ethernet address.
 
     RFC 5227 section 2.1.1: two hosts that probe for one address at a time both have a conflict.
     """
     wanted = frozenset(addresses)
-    for one in heard:
+    for one in claim:
         for claimed in (one.has, one.probes):
             if claimed is not None and claimed in wanted:
                 return claimed, one.mac.hex(":")
@@ -179,7 +179,7 @@ def other_owner(heard: Iterable[Heard], addresses: Iterable[Address]) -> tuple[A
 
 
 def detect(wire: Wire, addresses: Iterable[Address], pace: Pace) -> tuple[Address, str] | None:
-    """Probe for the IPv4 ones of `addresses` (RFC 5227), and hear of any: see `other_owner`.
+    """Probe for the IPv4 ones of `addresses` (RFC 5227), and parse of any: see `other_owner`.
 
     Takes three intervals, or less when there is another owner, or none when there is no IPv4.
     """
@@ -187,13 +187,13 @@ def detect(wire: Wire, addresses: Iterable[Address], pace: Pace) -> tuple[Addres
     frames = [probe(wire.mac, address) for address in wanted if isinstance(address, IPv4Address)]
     if not frames:
         return other_owner(wire.pending(), wanted)
-    talk = Talk(
+    talk = Exchange(
         rounds=_PROBES,
         interval_s=pace.probe_interval_s,
         patience_s=pace.probe_interval_s,
         frames=lambda: frames,
     )
-    return other_owner(wire.converse(talk), wanted)
+    return other_owner(wire.exchange(talk), wanted)
 
 
 def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source, ...]:
@@ -207,14 +207,14 @@ def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source,
         for source in silent.values():
             yield question(wire.mac, source.address, source.gateway)
 
-    talk = Talk(
+    talk = Exchange(
         rounds=_ANNOUNCEMENTS,
         interval_s=pace.announcement_interval_s,
         patience_s=pace.patience_s,
         frames=frames,
         enough=lambda: not silent,
     )
-    for heard in wire.converse(talk):
-        if heard.has is not None:
-            silent.pop(heard.has, None)
+    for claim in wire.exchange(talk):
+        if claim.has is not None:
+            silent.pop(claim.has, None)
     return tuple(silent.values())

@@ -1,6 +1,6 @@
 """The frames that ask for addresses and tell about them: ARP and IPv6 neighbour discovery. Pure.
 
-Trust boundary: `hear` reads what anyone on the LAN may send. It takes a frame only when it is
+Trust boundary: `parse` reads what anyone on the LAN may send. It takes a frame only when it is
 well-formed in full and says nothing about the others.
 """
 
@@ -50,7 +50,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Claim:
     """What a host with the Ethernet address `mac` says: the address that it has, or will take."""
 
     mac: bytes
@@ -89,7 +89,7 @@ def question(mac: bytes, source: Address, target: Address) -> Frame:
     raise TypeError(f"{source} and {target} are of two families")
 
 
-def hear(ethertype: int, sender: bytes, payload: bytes) -> Heard | None:
+def parse(ethertype: int, sender: bytes, payload: bytes) -> Claim | None:
     """What a frame from the Ethernet address `sender` says about addresses, if anything."""
     if ethertype == ETH_P_ARP:
         return _hear_arp(payload)
@@ -98,7 +98,7 @@ def hear(ethertype: int, sender: bytes, payload: bytes) -> Heard | None:
     return None
 
 
-def _hear_arp(payload: bytes) -> Heard | None:
+def _hear_arp(payload: bytes) -> Claim | None:
     if len(payload) < _ARP.size:
         return None
     *header, operation, mac, sender, _, target = _ARP.unpack_from(payload)
@@ -106,11 +106,11 @@ def _hear_arp(payload: bytes) -> Heard | None:
         return None
     has = IPv4Address(sender)
     if has == IPv4Address(0):
-        return Heard(mac, probes=IPv4Address(target)) if operation == _REQUEST else None
-    return Heard(mac, has=has)
+        return Claim(mac, probes=IPv4Address(target)) if operation == _REQUEST else None
+    return Claim(mac, has=has)
 
 
-def _hear_nd(sender: bytes, packet: bytes) -> Heard | None:
+def _hear_nd(sender: bytes, packet: bytes) -> Claim | None:
     if len(packet) < _IPV6.size + _ND.size:
         return None
     _, length, following, hop_limit, source, destination = _IPV6.unpack_from(packet)
@@ -121,10 +121,10 @@ def _hear_nd(sender: bytes, packet: bytes) -> Heard | None:
         return None
     kind, code, _, _, target = _ND.unpack_from(message)
     if (kind, code) == (_ADVERTISEMENT, 0):
-        return Heard(sender, has=IPv6Address(target))
+        return Claim(sender, has=IPv6Address(target))
     # RFC 4862 section 5.4.3: only duplicate-address detection asks from no address.
     if (kind, code) == (_SOLICITATION, 0) and IPv6Address(source) == _UNSPECIFIED:
-        return Heard(sender, probes=IPv6Address(target))
+        return Claim(sender, probes=IPv6Address(target))
     return None
 
 

@@ -11,8 +11,8 @@ from egress_proxy.init.state import (
     IPV6,
     MAIN_TABLE,
     REPLY_TABLE,
-    Held,
     Hop,
+    InterfaceAddress,
     Ipv4Sysctls,
     Ipv6Sysctls,
     Link,
@@ -81,9 +81,9 @@ def _ipv6_sysctls(message: Message) -> Ipv6Sysctls | None:
     )
 
 
-def read_held(message: Message, names: Mapping[int, str]) -> Held:
+def read_held(message: Message, names: Mapping[int, str]) -> InterfaceAddress:
     flags = message.get("flags")
-    return Held(
+    return InterfaceAddress(
         interface=_name(names, message["index"]),
         # IFA_LOCAL is ours; on a point-to-point link IFA_ADDRESS is the other side's.
         address=ip_address(message.get("local") or message.get("address")),
@@ -166,7 +166,7 @@ def read_rules(message: Message) -> Iterator[Rule]:
         )
 
 
-def address_fields(held: Held) -> dict[str, Any]:
+def address_fields(held: InterfaceAddress) -> dict[str, Any]:
     return {
         "index": _index(held.interface),
         "family": FAMILIES[held.address.version],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from egress_proxy.init.forwarding import forwarding_steps
 from egress_proxy.init.routes import route_steps
-from egress_proxy.init.state import IPV4, IPV6, RETRANS_TIME_MS, Held
+from egress_proxy.init.state import IPV4, IPV6, RETRANS_TIME_MS, InterfaceAddress
 from egress_proxy.init.steps import DropAddress, PutAddress, SetLink, SetSysctl, Step, sysctl_steps
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The kernel waits as long for an answer when it looks for duplicates, after a delay of up to 1 s; a
 # LAN answers within a few milliseconds. Unusual enough to know it from what somebody else has set,
 # and a whole number of ticks at any CONFIG_HZ (100, 250, 300, 1000).
-_HASTE_MS = 220
+_FAST_RETRANS_MS = 220
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,13 +57,13 @@ def make_plan(state: State, settings: InitSettings, *, forwarding: bool = False)
     if link is None:
         raise KeyError(settings.interface)
     ipv6_addresses = tuple(_address_steps(state, settings, IPV6))
-    haste, ease = _haste_steps(link, needed=bool(ipv6_addresses))
+    fast_dad, restore = _fast_dad_steps(link, needed=bool(ipv6_addresses))
     routes = (step for source in settings.sources for step in route_steps(state, link, source))
     return Plan(
         link=tuple(_link_steps(state, link, settings)),
-        ipv6_addresses=haste + ipv6_addresses,
+        ipv6_addresses=fast_dad + ipv6_addresses,
         ipv4_addresses=tuple(_address_steps(state, settings, IPV4)),
-        routes=(*ease, *routes, *(forwarding_steps(state, settings) if forwarding else ())),
+        routes=(*restore, *routes, *(forwarding_steps(state, settings) if forwarding else ())),
     )
 
 
@@ -89,18 +89,18 @@ def _off(link: Link, name: str, before: int) -> tuple[Step, ...]:
     return sysctl_steps("ipv6/conf", link.name, name, before=before, wanted=0)
 
 
-def _haste_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+def _fast_dad_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
     """Make the kernel's detection quick, and everything as it was once it is over.
 
     Each part is left out where it is done; so is the second one of an interrupted run.
     """
     before = RETRANS_TIME_MS if link.ipv6 is None else link.ipv6.retrans_time_ms
-    usual = RETRANS_TIME_MS if before == _HASTE_MS else before
-    quick = SetSysctl("ipv6/neigh", link.name, "retrans_time_ms", _HASTE_MS)
+    usual = RETRANS_TIME_MS if before == _FAST_RETRANS_MS else before
+    quick = SetSysctl("ipv6/neigh", link.name, "retrans_time_ms", _FAST_RETRANS_MS)
     slow = replace(quick, value=usual)
-    haste = (Step(quick, slow),) if needed and before != _HASTE_MS else ()
-    ease = (Step(slow, quick),) if needed or before == _HASTE_MS else ()
-    return haste, ease
+    fast_dad = (Step(quick, slow),) if needed and before != _FAST_RETRANS_MS else ()
+    restore = (Step(slow, quick),) if needed or before == _FAST_RETRANS_MS else ()
+    return fast_dad, restore
 
 
 def _address_steps(state: State, settings: InitSettings, version: int) -> Iterator[Step]:
@@ -113,5 +113,7 @@ def _address_steps(state: State, settings: InitSettings, version: int) -> Iterat
             # The kernel never tries again by itself, and the other owner may have gone.
             yield Step(DropAddress(held), PutAddress(held))
         length = source.address.max_prefixlen if source.length is None else source.length
-        wanted = Held(interface=settings.interface, address=source.address, length=length)
+        wanted = InterfaceAddress(
+            interface=settings.interface, address=source.address, length=length
+        )
         yield Step(PutAddress(wanted), DropAddress(wanted))

@@ -1,7 +1,7 @@
-"""What stands in the way of init, told so that an admin can mend it; pure.
+"""What prevents `init` from working, as problems with a cure. Pure.
 
-`find_obstacles` and `find_warnings` judge what is observed; the other functions put a failure on
-the way into words.
+`unmet_preconditions` and `find_warnings` judge the observed state; the other functions describe a
+step that failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ATTACHMENT = (
 )
 
 
-def find_obstacles(state: State, settings: InitSettings) -> tuple[Problem, ...]:
+def unmet_preconditions(state: State, settings: InitSettings) -> tuple[Problem, ...]:
     """Everything because of which init would fail, without trying it."""
     link = state.link(settings.interface)
     problems = [*_capability_problems(state)]
@@ -263,12 +263,12 @@ def no_packet_socket(interface: str, error: OSError) -> Problem:
     return Problem(
         variable=variables.INTERFACE.name,
         value=interface,
-        reason=f"can't send and hear frames on it: {_said(error)}",
+        reason=f"can't send and parse frames on it: {_said(error)}",
         cure="add NET_RAW to securityContext.capabilities",
     )
 
 
-def taken(address: Address, mac: str) -> Problem:
+def address_in_use(address: Address, mac: str) -> Problem:
     """Another host has `address`; `mac` is its Ethernet address, or empty."""
     return Problem(
         variable=names.SOURCE.name,

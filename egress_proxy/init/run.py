@@ -12,7 +12,7 @@ from egress_proxy.init.announce import DEFAULT_PACE, Pace
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.preview import Preview
-from egress_proxy.init.problems import failed, find_obstacles, find_warnings
+from egress_proxy.init.problems import failed, find_warnings, unmet_preconditions
 from egress_proxy.init.takeover import Takeover
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(
 def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace) -> None:
     started = time.monotonic()
     state = observe(netlink)
-    problems = find_obstacles(state, settings)
+    problems = unmet_preconditions(state, settings)
     if problems:
         raise PlatformError(*problems)
     _warn(log, find_warnings(state, settings))
@@ -82,7 +82,7 @@ def preview(settings: InitSettings) -> Preview:
         settings=settings,
         state=state,
         steps=tuple(map(str, make_plan(state, settings).steps)) if present else (),
-        problems=find_obstacles(state, settings),
+        problems=unmet_preconditions(state, settings),
         warnings=find_warnings(state, settings),
     )
 

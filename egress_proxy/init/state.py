@@ -72,7 +72,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
+class InterfaceAddress:
     """An address that an interface has.
 
     `tentative` and `duplicate` are IPv6's (RFC 4862 section 5.4): detection is under way, or has
@@ -195,7 +195,7 @@ class State:
     """
 
     links: tuple[Link, ...]
-    addresses: tuple[Held, ...] = ()
+    addresses: tuple[InterfaceAddress, ...] = ()
     routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
     name_servers: tuple[Address, ...] = ()
@@ -205,7 +205,7 @@ class State:
     def link(self, name: str) -> Link | None:
         return next((link for link in self.links if link.name == name), None)
 
-    def held(self, address: Address) -> Held | None:
+    def held(self, address: Address) -> InterfaceAddress | None:
         return next((held for held in self.addresses if held.address == address), None)
 
     def table(self, table: int, version: int) -> tuple[Route, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from egress_proxy.init.state import IPV6
 
 if TYPE_CHECKING:
-    from egress_proxy.init.state import Held, Route, Rule
+    from egress_proxy.init.state import InterfaceAddress, Route, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class SetLink:
 
 @dataclass(frozen=True, slots=True)
 class PutAddress:
-    held: Held
+    held: InterfaceAddress
 
     def __str__(self) -> str:
         return f"ip address replace {self.held}"
@@ -33,7 +33,7 @@ class PutAddress:
 
 @dataclass(frozen=True, slots=True)
 class DropAddress:
-    held: Held
+    held: InterfaceAddress
 
     def __str__(self) -> str:
         return f"ip address del {self.held}"

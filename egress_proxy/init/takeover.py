@@ -107,7 +107,7 @@ class Takeover:
 
     def _refuse_owner(self, owner: tuple[Address, str] | None) -> None:
         if owner is not None:
-            raise PlatformError(problems.taken(*owner))
+            raise PlatformError(problems.address_in_use(*owner))
 
     def _wait_for_detection(self, wire: Wire) -> None:
         def settled(state: State) -> tuple[Address, ...] | None:

@@ -1,11 +1,11 @@
-"""The ground that `run` stands on: the addresses of the pod, and its sources among them.
+"""Watches the pod's addresses, in particular the source addresses.
 
-Every upstream's socket is bound to the reserved address, so that nothing is ever sent from another
-one. Should that address or its interface go away, `Ground` notices at once (rtnetlink(7) wakes it,
-then it looks for itself) and again when it is back; whoever depends on it asks for `families`.
+Every upstream socket is bound to the reserved address, so that nothing is ever sent from another
+one. When that address or its interface goes away or comes back, rtnetlink(7) wakes
+`AddressMonitor`, which then reads all addresses itself.
 
-The pod may get other addresses while it runs (another attachment, IPv6 by advertisement): `on_own`
-hears of them, because a destination must not lead back to the pod.
+The pod may get more addresses while it runs (another attachment, IPv6 by advertisement).
+`on_addresses_changed` reports them, because a destination must not lead back to the pod.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from egress_proxy.ip import Address
     from egress_proxy.pod.addresses import Interfaces, ListenPoint
 
-    Look = Callable[[], tuple[Interfaces, frozenset[str]]]
+    ReadState = Callable[[], tuple[Interfaces, frozenset[str]]]
 
 # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 _GROUPS = 0x1 | 0x10 | 0x100
@@ -37,15 +37,16 @@ _GROUPS = 0x1 | 0x10 | 0x100
 _MESSAGE = 4096
 
 
-def look() -> tuple[Interfaces, frozenset[str]]:
+def read_interface_state() -> tuple[Interfaces, frozenset[str]]:
     """All interfaces with their addresses, and those that are down."""
     return addresses.read_interfaces(), addresses.read_down_interfaces()
 
 
-class Ground:
-    """Watches `sources` (by family; empty: the kernel chooses), and calls `on_change`.
+class AddressMonitor:
+    """Watches `sources` (by family; empty: the kernel chooses).
 
-    `on_own` is called with all addresses of the pod, at the start and when they are others.
+    `on_change` is called when a source becomes usable or unusable; `on_addresses_changed` with all
+    addresses of the pod, at the start and whenever they change.
     """
 
     def __init__(
@@ -53,17 +54,17 @@ class Ground:
         loop: asyncio.AbstractEventLoop,
         sources: dict[int, str],
         observer: Observer,
-        look: Look = look,
+        read_interface_state: ReadState = read_interface_state,
     ) -> None:
         self._loop = loop
         self._sources = sources
         self._observer = observer
-        self._look = look
+        self._read = read_interface_state
         self._problems = dict.fromkeys(sources.values(), "")
         self._own: frozenset[Address] = frozenset()
         self._events: socket.socket | None = None
         self.on_change: Callable[[], None] | None = None
-        self.on_own: Callable[[frozenset[Address]], None] | None = None
+        self.on_addresses_changed: Callable[[frozenset[Address]], None] | None = None
 
     @property
     def families(self) -> frozenset[int]:
@@ -87,7 +88,7 @@ class Ground:
         )
         self._events.bind((0, _GROUPS))
         self._loop.add_reader(self._events.fileno(), self._changed, self._events)
-        self.examine()
+        self.refresh()
 
     def stop(self) -> None:
         if self._events is not None:
@@ -104,16 +105,16 @@ class Ground:
         except OSError:
             # ENOBUFS: messages were lost. Looking makes up for them.
             pass
-        self.examine()
+        self.refresh()
 
-    def examine(self) -> None:
-        """Look, and tell what is different."""
-        interfaces, down = self._look()
+    def refresh(self) -> None:
+        """ReadState, and tell what is different."""
+        interfaces, down = self._read()
         own = frozenset(chain.from_iterable(interfaces.values()))
         if own != self._own:
             self._own = own
-            if self.on_own is not None:
-                self.on_own(own)
+            if self.on_addresses_changed is not None:
+                self.on_addresses_changed(own)
         before = self._problems
         self._problems = {
             address: _problem(address, interfaces, down) for address in self._sources.values()
@@ -148,7 +149,7 @@ def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]
         return {}
     if settings.source == "auto":
         chosen = addresses.source_addresses(
-            interfaces, settings.interface, SOURCE.name, addresses.read_passing_addresses()
+            interfaces, settings.interface, SOURCE.name, addresses.read_autoconfigured_addresses()
         )
     else:
         chosen = settings.source

@@ -53,7 +53,7 @@ def read_down_interfaces(
     return frozenset(name for name, stats in ask().items() if not stats.isup)
 
 
-def read_passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[Address]:
+def read_autoconfigured_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[Address]:
     """IPv6 addresses that a router on the link has lent, not an admin (RFC 4862)."""
     try:
         lines = table.read_text("ascii").splitlines()
@@ -73,11 +73,11 @@ def source_addresses(
     interfaces: Interfaces,
     egress_interface: str,
     variable: str,
-    passing: Collection[Address] = frozenset(),
+    autoconfigured: Collection[Address] = frozenset(),
 ) -> tuple[Address, ...]:
     """The addresses that remotes see: the egress interface's first global one of each family.
 
-    Those in `passing` are nobody's reservation, and left out.
+    Those in `autoconfigured` are nobody's reservation, and left out.
 
     Raises `PlatformError` when there is none; `variable` is the one that can name another source.
     """
@@ -94,7 +94,7 @@ def source_addresses(
         )
     found: dict[int, Address] = {}
     for address in interfaces[egress_interface]:
-        if not address.is_link_local and address not in passing:
+        if not address.is_link_local and address not in autoconfigured:
             found.setdefault(address.version, address)
     if not found:
         raise PlatformError(

@@ -16,7 +16,7 @@ from egress_proxy.ip import family_of
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from egress_proxy.config.address_policy import Denials
+    from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.config.destinations import Destination
     from egress_proxy.ip import Address
 
@@ -30,8 +30,8 @@ _BIND_CURES = {
 }
 
 
-def find_obstacles(
-    variable: str, destination: Destination, sources: Collection[int], denials: Denials
+def destination_problems(
+    variable: str, destination: Destination, sources: Collection[int], policy: AddressPolicy
 ) -> list[Problem]:
     """Why nothing can connect to `destination`, which `variable` asks for.
 
@@ -52,7 +52,7 @@ def find_obstacles(
                 cure=f"give the egress interface one, or set {SOURCE.name}",
             )
         )
-    reason = denials.reason(host, (destination.remote_port,))
+    reason = policy.why_denied(host, (destination.remote_port,))
     if reason is not None:
         problems.append(
             Problem(

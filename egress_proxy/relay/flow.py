@@ -1,13 +1,13 @@
 """One direction of a relay: every octet, in order.
 
-A `Flow` reads its source and writes its sink; what the sink does not take at once is held, and
-while anything is held the flow reads nothing more, so a slow reader stalls its sender through TCP
-itself. Small amounts are copied through one buffer that all flows share; a flow that fills it
+A `Flow` reads its source and writes its sink. What the sink does not take at once is buffered, and
+while anything is buffered the flow reads nothing more: TCP's own flow control then stalls the
+sender. Small amounts are copied through one buffer that all flows share; a flow that fills it
 moves its bulk with splice(2) through a kernel pipe.
 
-A source has finished when recv says so, or when epoll has told of its FIN and a short read has
-drained it. splice(2) is not asked: it says 0 also for octets that it can't move, such as urgent
-data, which is relayed in place with the rest (RFC 6093 section 6).
+A source has finished when recv(2) returns 0, or when epoll has reported its FIN and a short read
+has drained it. A 0 from splice(2) is no end: it also returns 0 for octets that it can't move, such
+as urgent data, which is relayed in place with the rest (RFC 6093 section 6).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MORE = int(socket.MSG_MORE)
 _UNUSUAL = ERROR | URGENT | PEER_FINISHED
 
 
-class Pair(Protocol):
+class FlowOwner(Protocol):
     """What a flow is one direction of: told how the direction ends.
 
     `touched` is the reactor's time at which an octet or a FIN moved last; `cause` says which side
@@ -64,40 +64,40 @@ class Pair(Protocol):
 class Flow:
     """One direction of a relay, and the watcher of its source socket.
 
-    `count` is the number of octets that the sink's kernel has taken; `open` says whether more may
-    follow, until the flow or its pair ends it; `blocked`, whether something is held that the sink
-    has not taken; `source_broken`, whether the end of what can be read is a RST.
+    `count` is the number of octets that the sink's kernel has taken. `open`: more may follow.
+    `write_blocked`: something is buffered that the sink has not taken. `source_broken`: what can
+    still be read ends with a RST.
     """
 
     __slots__ = (
+        "_buffered",
         "_bulk",
-        "_held",
-        "_pair",
+        "_in_pipe",
+        "_owner",
         "_pipe",
-        "_piped",
         "_readable",
         "_short_read_drains",
         "_source",
         "_source_finished",
-        "blocked",
         "count",
         "open",
         "opposite",
         "reset_reason",
         "sink",
         "source_broken",
+        "write_blocked",
     )
 
     opposite: Flow
 
     def __init__(
         self,
-        pair: Pair,
+        owner: FlowOwner,
         source: socket.SocketType,
         sink: socket.SocketType,
         reset_reason: Reason,
     ) -> None:
-        self._pair = pair
+        self._owner = owner
         self._source = source
         self.sink = sink
         self.reset_reason = reset_reason
@@ -110,83 +110,83 @@ class Flow:
         # stop that recv makes at urgent data.
         self._short_read_drains = True
         self._bulk = False
-        self.blocked = False
+        self.write_blocked = False
         # What the sink has not taken yet: octets in user space, or in a pipe; never both.
-        self._held: memoryview | None = None
+        self._buffered: memoryview | None = None
         self._pipe: Pipe | None = None
-        self._piped = 0
+        self._in_pipe = 0
 
     def ready(self, events: int) -> None:
         """The source has changed: it may be readable, writable, finished or broken."""
         if events & _UNUSUAL:
             if events & ERROR:
-                self.source_broke()
+                self.on_source_error()
                 return
             if events & PEER_FINISHED:
                 self._source_finished = True
             if events & URGENT:
                 self._short_read_drains = self._bulk = False
-        if events & OUT and self.opposite.blocked:
+        if events & OUT and self.opposite.write_blocked:
             self.opposite.resume()
         if events & IN:
             self._readable = True
-        if self._readable and self.open and not self.blocked:
+        if self._readable and self.open and not self.write_blocked:
             self.move()
 
     def fail(self) -> None:
         # What raised may have been the end itself: whoever was told of it.
-        if hasattr(self, "_pair"):
-            self._pair.abort(Reason.ERROR)
+        if hasattr(self, "_owner"):
+            self._owner.abort(Reason.ERROR)
 
-    def source_broke(self) -> None:
+    def on_source_error(self) -> None:
         """Nothing can reach the source any more; what it sent before may still be unread.
 
         An event tells of it, or a send of the opposite flow, whose sink it is.
         """
-        self.opposite.stop()
-        self._pair.cause = self._pair.cause or self.reset_reason
+        self.opposite.discard()
+        self._owner.cause = self._owner.cause or self.reset_reason
         self.source_broken = True
         # Read on until recv itself says that there is no more.
         self._short_read_drains = False
         self._readable = True
         if not self.open:
-            self._pair.broken(self)
-        elif not self.blocked:
+            self._owner.broken(self)
+        elif not self.write_blocked:
             self.move()
 
     def resume(self) -> None:
         """Go on: the sink takes octets again."""
-        if self._deliver_held() and self._readable and self.open:
+        if self._deliver_buffered() and self._readable and self.open:
             self.move()
 
-    def stop(self) -> None:
-        """Move nothing more, and give up what is held."""
+    def discard(self) -> None:
+        """Move nothing more, and give up what is buffered."""
         self.open = False
-        self.blocked = False
-        self._held = None
+        self.write_blocked = False
+        self._buffered = None
         if self._pipe is not None:
-            self._pair.pipes.give_back(self._pipe, empty=False)
+            self._owner.pipes.give_back(self._pipe, empty=False)
             self._pipe = None
-            self._piped = 0
+            self._in_pipe = 0
 
-    def end(self) -> None:
+    def detach(self) -> None:
         """Stop, and break the circle of references, so that no garbage collector has to."""
-        if self.blocked:
-            self.stop()
+        if self.write_blocked:
+            self.discard()
         self.open = False
-        del self.opposite, self._pair
+        del self.opposite, self._owner
 
     def move(self) -> None:  # noqa: C901, PLR0912 - the hot path: a call more costs 2 %
         """Move what the source has; of more than a buffer or a pipe, the rest in the next turn.
 
-        Nothing is held, and the flow is open.
+        Nothing is buffered, and the flow is open.
         """
-        pair = self._pair
+        owner = self._owner
         if self._bulk:
-            pipe = pair.pipes.take()
+            pipe = owner.pipes.take()
             if pipe is not None:
                 if self._splice(pipe):
-                    pair.reactor.again(self)
+                    owner.reactor.again(self)
                 return
         try:
             count = self._source.recv_into(_BUFFER)
@@ -194,7 +194,7 @@ class Flow:
             self._readable = False
             return
         except OSError:
-            pair.broken(self)
+            owner.broken(self)
             return
         if not count:
             self._end_reached()
@@ -211,43 +211,43 @@ class Flow:
         except BlockingIOError:
             taken = 0
         except OSError:
-            self.opposite.source_broke()
+            self.opposite.on_source_error()
             return
         self.count += taken
-        pair.touched = pair.reactor.now
+        owner.touched = owner.reactor.now
         if taken < count:
             # A copy: the shared buffer is another flow's next.
-            self._held = memoryview(bytes(_BUFFER[taken:count]))
-            self.blocked = True
+            self._buffered = memoryview(bytes(_BUFFER[taken:count]))
+            self.write_blocked = True
         elif not drained:
-            pair.reactor.again(self)
+            owner.reactor.again(self)
         elif last:
-            pair.finished(self)
+            owner.finished(self)
 
     def _end_reached(self) -> None:
         # The error of a broken socket is told once, perhaps to a send; recv then says 0.
         if self.source_broken:
-            self._pair.broken(self)
+            self._owner.broken(self)
         else:
-            self._pair.finished(self)
+            self._owner.finished(self)
 
-    def _deliver_held(self) -> bool:
-        """Whether nothing is held any more."""
-        held = self._held
-        if held is None:
+    def _deliver_buffered(self) -> bool:
+        """Whether nothing is buffered any more."""
+        buffered = self._buffered
+        if buffered is None:
             return self._pipe is None or self._empty_pipe(self._pipe)
         try:
-            taken = self.sink.send(held)
+            taken = self.sink.send(buffered)
         except BlockingIOError:
             return False
         except OSError:
-            self.opposite.source_broke()
+            self.opposite.on_source_error()
             return False
         self.count += taken
-        self._pair.touched = self._pair.reactor.now
-        self.blocked = taken < len(held)
-        self._held = held[taken:] if self.blocked else None
-        return not self.blocked
+        self._owner.touched = self._owner.reactor.now
+        self.write_blocked = taken < len(buffered)
+        self._buffered = buffered[taken:] if self.write_blocked else None
+        return not self.write_blocked
 
     def _splice(self, pipe: Pipe) -> bool:
         """Move one pipe's worth; whether to go on."""
@@ -266,26 +266,26 @@ class Flow:
             self._short_read_drains = False
             count = 0
         self._bulk = not self._readable or count >= _WORTH_SPLICING
-        self._piped = count
-        self.blocked = True
+        self._in_pipe = count
+        self.write_blocked = True
         return self._empty_pipe(pipe) and self._readable
 
     def _empty_pipe(self, pipe: Pipe) -> bool:
         """Splice what is in `pipe` to the sink; whether that was all."""
-        while self._piped:
+        while self._in_pipe:
             try:
                 taken = os.splice(
-                    pipe.read_fd, self.sink.fileno(), self._piped, flags=os.SPLICE_F_NONBLOCK
+                    pipe.read_fd, self.sink.fileno(), self._in_pipe, flags=os.SPLICE_F_NONBLOCK
                 )
             except BlockingIOError:
                 return False
             except OSError:
-                self.opposite.source_broke()
+                self.opposite.on_source_error()
                 return False
-            self._piped -= taken
+            self._in_pipe -= taken
             self.count += taken
-            self._pair.touched = self._pair.reactor.now
-        self._pair.pipes.give_back(pipe, empty=True)
+            self._owner.touched = self._owner.reactor.now
+        self._owner.pipes.give_back(pipe, empty=True)
         self._pipe = None
-        self.blocked = False
+        self.write_blocked = False
         return True

@@ -124,7 +124,7 @@ class Relay:
         try:
             flow.sink.shutdown(socket.SHUT_WR)
         except OSError:
-            flow.opposite.source_broke()
+            flow.opposite.on_source_error()
 
     def broken(self, flow: Flow) -> None:
         if self._resetting is flow:
@@ -133,7 +133,7 @@ class Relay:
         flow.open = False
         self.cause = self.cause or flow.reset_reason
         # Nothing can reach the source any more, so the sink's FIN is no end of it.
-        flow.opposite.stop()
+        flow.opposite.discard()
         if self._resetting is not None or flow.opposite.source_broken:
             # The other side has broken too: there is no ACK to wait for.
             self.abort(self.cause)
@@ -155,8 +155,8 @@ class Relay:
         self.ended = True
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self.up.end()
-        self.down.end()
+        self.up.detach()
+        self.down.detach()
         self.reactor.close(self._client)
         self.reactor.close(self._upstream)
         self._owner.relay_ended(reason)

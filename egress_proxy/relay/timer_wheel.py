@@ -35,38 +35,38 @@ class Timers(Protocol):
     def call_later(self, delay: float, callback: Callable[[], object], /) -> Timer: ...
 
 
-class Timed(Protocol):
+class Scheduled(Protocol):
     """What a wheel holds; `tick` belongs to the wheel."""
 
-    tick: int
+    deadline_tick: int
 
-    def due(self) -> None:
+    def on_timer(self) -> None:
         """The time has come; the wheel has let go of this."""
 
     def abort(self, reason: Reason) -> None:
         """End now."""
 
 
-class Wheel:
+class TimerWheel:
     """Calls `due` of each member once its delay is over, up to one tick late."""
 
     def __init__(self, loop: Timers, tick_s: float = TICK_S) -> None:
         self._loop = loop
         self._tick_s = tick_s
-        self._buckets: dict[int, set[Timed]] = {}
+        self._buckets: dict[int, set[Scheduled]] = {}
         self._done = self._current()
         self._timer: Timer | None = None
 
-    def __iter__(self) -> Iterator[Timed]:
+    def __iter__(self) -> Iterator[Scheduled]:
         """All members; a copy, so that they may leave meanwhile."""
         return iter([member for bucket in self._buckets.values() for member in bucket])
 
-    def enter(self, member: Timed, delay_s: float) -> None:
-        """Call ``member.due()`` in `delay_s` seconds at the earliest."""
+    def schedule(self, member: Scheduled, delay_s: float) -> None:
+        """Call ``member.on_timer()`` in `delay_s` seconds at the earliest."""
         tick = int((self._loop.time() + delay_s) / self._tick_s) + 1
         if tick <= self._done:
             tick = self._done + 1
-        member.tick = tick
+        member.deadline_tick = tick
         bucket = self._buckets.get(tick)
         if bucket is None:
             self._buckets[tick] = {member}
@@ -76,13 +76,13 @@ class Wheel:
         else:
             bucket.add(member)
 
-    def leave(self, member: Timed) -> None:
+    def cancel(self, member: Scheduled) -> None:
         """Forget `member`; one that is due at this moment may leave too."""
-        bucket = self._buckets.get(member.tick)
+        bucket = self._buckets.get(member.deadline_tick)
         if bucket is not None:
             bucket.discard(member)
             if not bucket:
-                del self._buckets[member.tick]
+                del self._buckets[member.deadline_tick]
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -106,7 +106,7 @@ class Wheel:
             while bucket := self._buckets.get(tick):
                 member = bucket.pop()
                 try:
-                    member.due()
+                    member.on_timer()
                 except Exception as error:  # noqa: BLE001 - the others are due all the same
                     member.abort(Reason.ERROR)
                     defects.append(error)

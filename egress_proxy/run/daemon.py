@@ -37,7 +37,7 @@ from egress_proxy.forwarding.health_checks import HealthChecks
 from egress_proxy.forwarding.race import Connector
 from egress_proxy.pod import addresses
 from egress_proxy.pod.address_monitor import (
-    Ground,
+    AddressMonitor,
     choose_listen_points,
     choose_sources,
     families_to_ask_for,
@@ -45,12 +45,12 @@ from egress_proxy.pod.address_monitor import (
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
 from egress_proxy.relay.relay import Engine
-from egress_proxy.relay.timer_wheel import Wheel
+from egress_proxy.relay.timer_wheel import TimerWheel
 from egress_proxy.run.admin_port import AdminPort
-from egress_proxy.run.destination_table import Roster
+from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.run.reload import Reload
-from egress_proxy.run.snapshot import Survey
-from egress_proxy.telemetry.counters import Tally
+from egress_proxy.run.snapshot import Snapshot
+from egress_proxy.telemetry.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,18 +74,18 @@ class Log(Observer, Protocol):
     def report(self, error: Exception) -> None: ...
 
 
-class Stopping:
+class Shutdown:
     """What the outside wants: `asked` to drain, or `forced` to end at once."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        self.requested = asyncio.Event()
         self.forced = asyncio.Event()
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Drain; asked once more, end at once."""
-        if self.asked.is_set():
+        if self.requested.is_set():
             self.forced.set()
-        self.asked.set()
+        self.requested.set()
 
 
 class Daemon:
@@ -103,8 +103,8 @@ class Daemon:
         self._settings = settings
         self._environ = environ
         self._log = log
-        tally = Tally()
-        self._observer = Observers(log, tally)
+        counters = Counters()
+        self._observer = Observers(log, counters)
         sources = choose_sources(settings, interfaces)
         # Where the cluster reaches the pod, and the LAN does not.
         inside = addresses.listen_points(
@@ -116,25 +116,30 @@ class Daemon:
         engine = Engine(loop, Reactor(loop, log.report), PipePool())
         self._plant = Plant(
             engine=engine,
-            wheel=Wheel(loop),
+            wheel=TimerWheel(loop),
             admission=Admission(loop, self._observer, self._maximum(settings.destinations)),
             connector=Connector(engine.reactor, sources),
             observer=self._observer,
         )
         self._resolver = Resolver(settings.nameservers, families_to_ask_for(sources, interfaces))
-        self._ground = Ground(loop, sources, self._observer)
+        self._address_monitor = AddressMonitor(loop, sources, self._observer)
         admin = settings.admin_listen
-        denials = replace(
-            settings.denials,
+        policy = replace(
+            settings.address_policy,
             listening=frozenset() if admin is None else frozenset({admin.port}),
         )
-        self._roster = Roster(
-            settings, self._plant, self._ground, self._listen, self._resolver.lookup, denials
+        self._table = DestinationTable(
+            settings,
+            self._plant,
+            self._address_monitor,
+            self._listen,
+            self._resolver.lookup,
+            policy,
         )
-        self._ground.on_change = lambda: self._roster.reach(self._ground.families)
-        self._ground.on_own = self._roster.deny_own
-        self._survey = Survey(
-            settings, self._plant.admission, self._ground, self._roster, tally, log
+        self._address_monitor.on_change = lambda: self._table.reach(self._address_monitor.families)
+        self._address_monitor.on_addresses_changed = self._table.set_own_addresses
+        self._snapshot = Snapshot(
+            settings, self._plant.admission, self._address_monitor, self._table, counters, log
         )
         self._reload = Reload(
             self._read_destinations,
@@ -151,7 +156,7 @@ class Daemon:
     def toggle_debug(self) -> None:
         """Begin, or stop, to write a record for each connection and each answer."""
         self._log.debug = not self._log.debug
-        self._roster.audit(wanted=self._log.debug)
+        self._table.record_source_port(wanted=self._log.debug)
         self._observer.observe(LogSwitched(debug=self._log.debug))
 
     def _maximum(self, destinations: Sequence[Destination]) -> int:
@@ -164,37 +169,37 @@ class Daemon:
     def _read_destinations(self) -> Sequence[Destination]:
         return read_destinations(
             self._environ,
-            denials=self._settings.denials,
+            policy=self._settings.address_policy,
             admin_listen=self._settings.admin_listen,
         )
 
     async def _change(self, destinations: Sequence[Destination]) -> ConfigReloaded:
         maximum = self._maximum(destinations)
-        before = list(self._roster.forwarders.values())
-        changes = await self._roster.change(destinations)
+        before = list(self._table.forwarders.values())
+        changes = await self._table.change(destinations)
         self._plant.admission.maximum = maximum
-        self._survey.forget(before)
+        self._snapshot.forget(before)
         return changes
 
-    async def run(self, stopping: Stopping) -> None:
-        """Forward until `stopping`, and then drain.
+    async def run(self, shutdown: Shutdown) -> None:
+        """Forward until `shutdown`, and then drain.
 
         Raises `PlatformError` with all that stands in the way of starting.
         """
         try:
             await self._start()
-            await stopping.asked.wait()
-            await self._drain(stopping)
+            await shutdown.requested.wait()
+            await self._drain(shutdown)
         finally:
             await self._release()
 
     async def _start(self) -> None:
         # First: what leads back to the pod is told with all else that can't work.
-        self._ground.start()
+        self._address_monitor.start()
         problems = self._admin_port.bind()
-        self._roster.deny_listeners(self._settings.destinations)
+        self._table.deny_listeners(self._settings.destinations)
         try:
-            forwarders = self._roster.bind(self._settings.destinations)
+            forwarders = self._table.bind(self._settings.destinations)
         except PlatformError as error:
             forwarders = []
             problems += error.problems
@@ -209,19 +214,19 @@ class Daemon:
                 max_connections=self._plant.admission.maximum,
             )
         )
-        self._roster.open(forwarders)
-        await self._admin_port.serve(self._survey.take)
+        self._table.open(forwarders)
+        await self._admin_port.serve(self._snapshot.take)
         self._tasks = [
             asyncio.create_task(self._announce_ready(), name="announce ready"),
             asyncio.create_task(self._reload.run(), name="reload"),
             asyncio.create_task(
-                self._resolver.watch(self._roster.refresh), name="watch resolv.conf"
+                self._resolver.watch(self._table.refresh), name="watch resolv.conf"
             ),
         ]
         if self._settings.health_interval_s:
             checks = HealthChecks(
                 self._plant.connector,
-                lambda: (forwarder.upstreams for forwarder in self._roster.forwarders.values()),
+                lambda: (forwarder.upstreams for forwarder in self._table.forwarders.values()),
                 self._settings.health_interval_s,
             )
             self._tasks.append(asyncio.create_task(checks.run(), name="check health"))
@@ -230,8 +235,8 @@ class Daemon:
         gc.freeze()
 
     async def _announce_ready(self) -> None:
-        await self._roster.asked()
-        forwarders = self._roster.forwarders.values()
+        await self._table.asked()
+        forwarders = self._table.forwarders.values()
         self._observer.observe(
             DaemonReady(
                 listeners=sum(forwarder.listening for forwarder in forwarders),
@@ -244,18 +249,18 @@ class Daemon:
             )
         )
 
-    async def _drain(self, stopping: Stopping) -> None:
+    async def _drain(self, shutdown: Shutdown) -> None:
         timeout_s = self._settings.drain_timeout_s
         admission = self._plant.admission
-        self._survey.draining = True
+        self._snapshot.draining = True
         self._observer.observe(DaemonDraining(connections=admission.active, timeout_s=timeout_s))
         # 0. What was decided last holds: a reload would open ports again.
         await self._end_tasks()
-        forced = asyncio.create_task(stopping.forced.wait(), name="wait for a second signal")
+        forced = asyncio.create_task(shutdown.forced.wait(), name="wait for a second signal")
         # 1. Clients that have not heard yet are still served.
         await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
         # 2. No more clients.
-        self._roster.close()
+        self._table.close()
         # 3. Sessions finish.
         emptied = asyncio.create_task(admission.emptied(), name="wait for sessions")
         await asyncio.wait(
@@ -284,8 +289,8 @@ class Daemon:
         """Give everything back, in reverse; also after a start that failed half way."""
         await self._end_tasks()
         await self._admin_port.stop()
-        self._ground.stop()
-        await self._roster.stop()
+        self._address_monitor.stop()
+        await self._table.stop()
         await self._resolver.close()
         self._abort_connections()
         self._plant.admission.stop()

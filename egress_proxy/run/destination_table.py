@@ -1,4 +1,4 @@
-"""Which destinations there are: a forwarder for each port, a keeper for each name.
+"""Which destinations there are: a forwarder for each port, a refresher for each name.
 
 `change` puts other destinations in force, and is the whole of a reload: what can fail happens
 first (ports are taken, new names are asked for), and then everything switches at once. What stays
@@ -11,57 +11,57 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from egress_proxy.dns.refresher import NameKeeper
+from egress_proxy.dns.refresher import NameRefresher
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.events import ConfigReloaded, DestinationDenied, Reason
-from egress_proxy.forwarding.connection import Connection, Plant, Rules
+from egress_proxy.forwarding.connection import Connection, Plant, SessionLimits
 from egress_proxy.forwarding.forwarder import Forwarder
-from egress_proxy.forwarding.stale_sessions import Withdrawals
-from egress_proxy.pod.preconditions import bind_problem, find_obstacles
+from egress_proxy.forwarding.stale_sessions import StaleSessions
+from egress_proxy.pod.preconditions import bind_problem, destination_problems
 from egress_proxy.run.reload import compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from egress_proxy.config.address_policy import Denials
+    from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
     from egress_proxy.dns.resolver import Lookup
     from egress_proxy.ip import Address
-    from egress_proxy.pod.address_monitor import Ground
+    from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.pod.addresses import ListenPoint
 
 
-class Roster:
-    """All forwarders by port, and all keepers by name."""
+class DestinationTable:
+    """All forwarders by port, and all refreshers by name."""
 
     def __init__(
         self,
         settings: Settings,
         plant: Plant,
-        ground: Ground,
+        address_monitor: AddressMonitor,
         listen: Sequence[ListenPoint],
         lookup: Lookup,
-        denials: Denials,
+        policy: AddressPolicy,
     ) -> None:
-        """Connect to nothing that `denials` has, the ports listened on by the roster included."""
+        """Connect to nothing that `policy` has, the ports listened on by the table included."""
         self.forwarders: dict[int, Forwarder] = {}
-        self.keepers: dict[str, NameKeeper] = {}
+        self.refreshers: dict[str, NameRefresher] = {}
         self._settings = settings
         self._plant = plant
-        self._rules = Rules(
+        self._rules = SessionLimits(
             allow_clients=settings.allow_clients,
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             half_close_timeout_s=settings.half_close_timeout_s,
-            audit=settings.debug,
+            record_source_port=settings.debug,
         )
-        self._ground = ground
+        self._address_monitor = address_monitor
         self._listen = listen
         self._lookup = lookup
-        self._denials = denials
-        self._fixed_ports = denials.listening
-        self._withdrawals: dict[str, Withdrawals] = {}
+        self._policy = policy
+        self._fixed_ports = policy.listening
+        self._withdrawals: dict[str, StaleSessions] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cuts: set[asyncio.TimerHandle] = set()
 
@@ -103,46 +103,46 @@ class Roster:
     def _obstacles(self, destination: Destination) -> list[Problem]:
         sources = self._plant.connector.sources
         variable = self._settings.destinations_from
-        return find_obstacles(variable, destination, sources, self._denials)
+        return destination_problems(variable, destination, sources, self._policy)
 
     def deny_listeners(self, destinations: Iterable[Destination]) -> None:
         """Connect to no port of `destinations` on the pod itself: it would come back to us."""
         ports = {destination.port for destination in destinations}
-        self._denials = replace(self._denials, listening=self._fixed_ports | ports)
-        for keeper in self.keepers.values():
-            keeper.denials = self._denials
+        self._policy = replace(self._policy, listening=self._fixed_ports | ports)
+        for refresher in self.refreshers.values():
+            refresher.policy = self._policy
 
-    def deny_own(self, own: frozenset[Address]) -> None:
+    def set_own_addresses(self, own: frozenset[Address]) -> None:
         """Connect to no listener of ours by any of `own`, the addresses that the pod has now."""
-        self._denials = replace(self._denials, own=own)
+        self._policy = replace(self._policy, own=own)
         self._judge()
 
     def _judge(self) -> None:
         """Let nobody connect any longer to what is denied now."""
-        for keeper in self.keepers.values():
-            keeper.denials = self._denials
-            keeper.judge()
+        for refresher in self.refreshers.values():
+            refresher.policy = self._policy
+            refresher.reapply_policy()
         for forwarder in self.forwarders.values():
             host = forwarder.destination.host
             if isinstance(host, str):
                 continue
-            reason = self._denials.reason(host, (forwarder.remote_port,))
+            reason = self._policy.why_denied(host, (forwarder.remote_port,))
             if reason and forwarder.addresses:
                 self._plant.observer.observe(
                     DestinationDenied(destination=forwarder.name, address=str(host), error=reason)
                 )
-            forwarder.use(() if reason else (host,))
+            forwarder.set_addresses(() if reason else (host,))
 
     def open(self, forwarders: Iterable[Forwarder]) -> None:
         """Let each listen as soon as it has an address to connect to."""
         for forwarder in forwarders:
             self.forwarders[forwarder.destination.port] = forwarder
             host = forwarder.destination.host
-            forwarder.reach(self._ground.families)
+            forwarder.reach(self._address_monitor.families)
             if isinstance(host, str):
-                self._keeper(host).serve(forwarder)
+                self._refresher(host).subscribe(forwarder)
             else:
-                forwarder.use((host,))
+                forwarder.set_addresses((host,))
 
     async def change(self, destinations: Sequence[Destination]) -> ConfigReloaded:
         """Put `destinations` in force; what that came to.
@@ -188,9 +188,9 @@ class Roster:
         for forwarder in self.forwarders.values():
             forwarder.reach(families)
 
-    def audit(self, *, wanted: bool) -> None:
+    def record_source_port(self, *, wanted: bool) -> None:
         """Whether the records of connections from now on carry their source port."""
-        self._rules = replace(self._rules, audit=wanted)
+        self._rules = replace(self._rules, record_source_port=wanted)
         for forwarder in self.forwarders.values():
             forwarder.rules = self._rules
 
@@ -199,13 +199,13 @@ class Roster:
 
     def refresh(self) -> None:
         """Ask for every name again: the name servers may be others now."""
-        for keeper in self.keepers.values():
-            keeper.refresh()
+        for refresher in self.refreshers.values():
+            refresher.refresh()
 
     async def asked(self) -> None:
         """Wait until every name has been asked for once."""
-        for keeper in list(self.keepers.values()):
-            await keeper.asked.wait()
+        for refresher in list(self.refreshers.values()):
+            await refresher.asked.wait()
 
     def close(self) -> None:
         """Give all ports up; established connections go on."""
@@ -223,41 +223,41 @@ class Roster:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _keeper(self, name: str) -> NameKeeper:
-        """The one keeper of `name`, however many ports lead to it; it asks from now on."""
-        if name not in self.keepers:
-            keeper = self.keepers[name] = NameKeeper(
+    def _refresher(self, name: str) -> NameRefresher:
+        """The one refresher of `name`, however many ports lead to it; it asks from now on."""
+        if name not in self.refreshers:
+            refresher = self.refreshers[name] = NameRefresher(
                 name,
                 self._lookup,
                 self._plant.observer,
-                self._denials,
+                self._policy,
             )
-            self._tasks[name] = asyncio.create_task(keeper.run(), name=f"resolve {name}")
+            self._tasks[name] = asyncio.create_task(refresher.run(), name=f"resolve {name}")
             if timeout_s := self._settings.withdrawn_timeout_s:
-                withdrawals = Withdrawals(
+                withdrawals = StaleSessions(
                     name, self.connections, timeout_s, asyncio.get_running_loop()
                 )
-                keeper.tell(withdrawals.use)
+                refresher.tell(withdrawals.set_addresses)
                 self._withdrawals[name] = withdrawals
-        return self.keepers[name]
+        return self.refreshers[name]
 
     async def _ask(self, destinations: Iterable[Destination]) -> None:
         """Wait until each name has been asked for: a changed port never waits for its answer."""
         try:
-            for keeper in [
-                self._keeper(destination.host)
+            for refresher in [
+                self._refresher(destination.host)
                 for destination in destinations
                 if isinstance(destination.host, str)
             ]:
-                await keeper.asked.wait()
+                await refresher.asked.wait()
         except BaseException:
             self._let_go_of_names()
             raise
 
     def _let_go_of_names(self) -> None:
         wanted = {forwarder.destination.host for forwarder in self.forwarders.values()}
-        for name in self.keepers.keys() - wanted:
-            del self.keepers[name]
+        for name in self.refreshers.keys() - wanted:
+            del self.refreshers[name]
             self._tasks.pop(name).cancel()
             if name in self._withdrawals:
                 self._withdrawals.pop(name).stop()
@@ -267,7 +267,7 @@ class Roster:
         forwarder.close()
         host = forwarder.destination.host
         if isinstance(host, str):
-            self.keepers[host].forget(forwarder)
+            self.refreshers[host].unsubscribe(forwarder)
         if timeout_s := self._settings.removed_timeout_s:
             loop = asyncio.get_running_loop()
             self._cuts = {timer for timer in self._cuts if timer.when() > loop.time()}

@@ -30,7 +30,7 @@ POLL_S = 1.0
 Look = tuple[int, int, int, int] | None
 
 
-def look_at(path: str) -> Look:
+def file_version(path: str) -> Look:
     """Something that is different whenever the file behind `path` is."""
     try:
         found = os.stat(path)  # noqa: PTH116 - it is about descriptors' worth of a call, not paths
@@ -75,7 +75,7 @@ class Reload:
         path: str,
         *,
         poll_s: float = POLL_S,
-        look: Callable[[str], Look] = look_at,
+        look: Callable[[str], Look] = file_version,
     ) -> None:
         self._read = read
         self._apply = apply

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.admission import Admission
     from egress_proxy.forwarding.connection import Listening
     from egress_proxy.forwarding.forwarder import Forwarder
-    from egress_proxy.pod.address_monitor import Ground
-    from egress_proxy.run.destination_table import Roster
-    from egress_proxy.telemetry.counters import Tally
+    from egress_proxy.pod.address_monitor import AddressMonitor
+    from egress_proxy.run.destination_table import DestinationTable
+    from egress_proxy.telemetry.counters import Counters
 
 
 class Log(Protocol):
@@ -50,7 +50,7 @@ class _Live:
         self.to_client += other.to_client
 
 
-class Survey:
+class Snapshot:
     """Looks when it is asked; nothing is counted here, and nothing is paid for a connection.
 
     A look costs a microsecond or less for each connection there is: its octets are read off it.
@@ -60,16 +60,16 @@ class Survey:
         self,
         settings: Settings,
         admission: Admission,
-        ground: Ground,
-        roster: Roster,
-        tally: Tally,
+        address_monitor: AddressMonitor,
+        table: DestinationTable,
+        counters: Counters,
         log: Log,
     ) -> None:
         self._interface = settings.interface
         self._admission = admission
-        self._ground = ground
-        self._roster = roster
-        self._tally = tally
+        self._address_monitor = address_monitor
+        self._table = table
+        self._counters = counters
         self._log = log
         self._started = time.time()
         self.draining = False
@@ -83,26 +83,26 @@ class Survey:
             draining=self.draining,
             debug=self._log.debug,
             interface=self._interface,
-            sources=self._ground.sources,
+            sources=self._address_monitor.sources,
             active=self._admission.active,
             maximum=self._admission.maximum,
             pauses=self._admission.pauses,
             destinations=self._destinations(),
-            names=tuple(map(self._tally.name, self._roster.keepers)),
-            connects=self._tally.connects,
-            reloads=self._tally.reloads,
+            names=tuple(map(self._counters.name, self._table.refreshers)),
+            connects=self._counters.connects,
+            reloads=self._counters.reloads,
             log_dropped=self._log.dropped,
         )
 
     def forget(self, before: Iterable[Forwarder]) -> None:
         """Forget the counts of what was not even among the destinations `before` a reload."""
-        kept = [_key(forwarder) for forwarder in (*before, *self._roster.forwarders.values())]
-        self._tally.keep([*kept, *self._live()], self._roster.keepers)
+        kept = [_key(forwarder) for forwarder in (*before, *self._table.forwarders.values())]
+        self._counters.retain_only([*kept, *self._live()], self._table.refreshers)
 
     def _live(self) -> dict[Key, _Live]:
         # There may be many thousands: as little as can be is done for each.
         by_forwarder: dict[Listening, _Live] = {}
-        for connection in self._roster.connections():
+        for connection in self._table.connections():
             forwarder = connection.forwarder
             live = by_forwarder.get(forwarder)
             if live is None:
@@ -118,8 +118,8 @@ class Survey:
         return found
 
     def _destinations(self) -> tuple[status.Destination, ...]:
-        current = {_key(forwarder): forwarder for forwarder in self._roster.forwarders.values()}
-        live, ended = self._live(), self._tally.ended
+        current = {_key(forwarder): forwarder for forwarder in self._table.forwarders.values()}
+        live, ended = self._live(), self._counters.ended
         # A port that leads elsewhere now, or is gone, is told of as long as its counts are kept.
         return tuple(
             self._destination(key, current.get(key), live.get(key), ended.get(key))
@@ -137,7 +137,7 @@ class Survey:
             name=host if isinstance(host, str) else None,
             state=self._state(forwarder),
             upstreams=_upstreams(forwarder),
-            upstream_failures=self._tally.upstream_failures[key[1]],
+            upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
             total=live.active + ended.total,
             ended=dict(ended.reasons),

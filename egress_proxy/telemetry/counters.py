@@ -79,7 +79,7 @@ class _Name:
         self.last_failure = Failure(what=error, at=time.time())
 
 
-class Tally:
+class Counters:
     """Counts what the records say."""
 
     def __init__(self) -> None:
@@ -159,7 +159,9 @@ class Tally:
             problems=record.problems,
         )
 
-    def keep(self, destinations: Collection[tuple[int, str]], names: Collection[str]) -> None:
+    def retain_only(
+        self, destinations: Collection[tuple[int, str]], names: Collection[str]
+    ) -> None:
         """Forget what is counted for others than `destinations` and `names`."""
         for key in self.ended.keys() - set(destinations):
             del self.ended[key]

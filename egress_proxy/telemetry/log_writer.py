@@ -27,15 +27,18 @@ _BATCH_OCTETS = 1 << 16
 _FLUSH_S = 1.0
 
 
-class Outlet:
-    """Lines to descriptor `fd`; `notice` makes the line that tells how many were dropped."""
+class LogWriter:
+    """Writes lines to descriptor `fd`.
+
+    `format_drop_notice` makes the line that says how many lines were dropped.
+    """
 
     def __init__(
-        self, fd: int, notice: Callable[[int], str], *, capacity: int = _BUFFER_OCTETS
+        self, fd: int, format_drop_notice: Callable[[int], str], *, capacity: int = _BUFFER_OCTETS
     ) -> None:
         self.dropped = 0
         self._fd = fd
-        self._notice = notice
+        self._format_drop_notice = format_drop_notice
         self._capacity = capacity
         self._lines: deque[bytes] = deque()
         self._octets = 0
@@ -71,7 +74,7 @@ class Outlet:
 
     def _report(self) -> bytes:
         dropped, self._unreported = self._unreported, 0
-        return self._notice(dropped).encode(errors="backslashreplace")
+        return self._format_drop_notice(dropped).encode(errors="backslashreplace")
 
     def flush(self) -> None:
         """Nothing: the thread writes as soon as the reader lets it."""

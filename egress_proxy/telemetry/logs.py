@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from egress_proxy.events import ConnectionClosed, LogDropped, Record, as_text
-from egress_proxy.telemetry.log_writer import Outlet
+from egress_proxy.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
@@ -108,22 +108,22 @@ class RunLog(LogObserver):
 
     def __init__(self, log_format: LogFormat, *, debug: bool, fd: int = 1) -> None:
         terminal = os.isatty(fd)
-        self._outlet = Outlet(fd, self._notice)
+        self._writer = LogWriter(fd, self._format_drop_notice)
         self._notices = _wrap(structlog.ReturnLogger(), log_format, terminal=terminal, debug=True)
         # It has what WriteLogger uses of a stream. What is shown is decided for each record: a
         # signal may change that.
-        target = structlog.WriteLogger(cast("TextIO", self._outlet))
+        target = structlog.WriteLogger(cast("TextIO", self._writer))
         super().__init__(_wrap(target, log_format, terminal=terminal, debug=True), debug=debug)
 
     @property
     def dropped(self) -> int:
         """Records that nobody read in time."""
-        return self._outlet.dropped
+        return self._writer.dropped
 
     def close(self) -> None:
-        self._outlet.close()
+        self._writer.close()
 
-    def _notice(self, dropped: int) -> str:
+    def _format_drop_notice(self, dropped: int) -> str:
         record = LogDropped(records=dropped)
         return f"{self._notices.log(_LEVELS[record.level], record.event, **_fields(record))}\n"
 

@@ -16,7 +16,7 @@ from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.run.admin_port import AdminPort
 from egress_proxy.telemetry.admin import MAX_CLIENTS, AdminServer, Pages
 from tests.support.peers import Peer
-from tests.support.snapshots import destination, status
+from tests.support.statuses import destination, status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -101,8 +101,8 @@ async def test_both_sides_reset_while_both_directions_are_stalled(actor: str) ->
         while quiet < 20:
             quiet = 0 if one.send_what_fits(octets) + other.send_what_fits(octets) else quiet + 1
             await turns(3)
-        assert flow.blocked
-        assert flow.opposite.blocked
+        assert flow.write_blocked
+        assert flow.opposite.write_blocked
         one.reset()
         await turns(10)
         other.reset()

@@ -15,10 +15,10 @@ import pytest
 
 from egress_proxy.config.settings import read_settings
 from egress_proxy.events import ConnectionClosed, Reason, UpstreamRecovered
-from egress_proxy.pod.address_monitor import Ground
-from egress_proxy.run.destination_table import Roster
-from egress_proxy.run.snapshot import Survey
-from egress_proxy.telemetry.counters import Tally
+from egress_proxy.pod.address_monitor import AddressMonitor
+from egress_proxy.run.destination_table import DestinationTable
+from egress_proxy.run.snapshot import Snapshot
+from egress_proxy.telemetry.counters import Counters
 from egress_proxy.telemetry.metrics import exposition
 from tests.support.peers import Listener
 from tests.support.rig import Rig
@@ -33,32 +33,36 @@ SAMPLE = re.compile(r"^egress_proxy_(\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 
 
 class Board:
-    """A survey of `rig`, and the records that went by."""
+    """A snapshot of `rig`, and the records that went by."""
 
     def __init__(self, rig: Rig) -> None:
         plant = rig.forwarder.plant
         self.records: list[ConnectionClosed] = []
-        self._tally = Tally()
+        self._counters = Counters()
         self._inner = plant.observer
         object.__setattr__(plant, "observer", self)
         rig.forwarder.upstreams.observer = self
         settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"})
         loop = asyncio.get_running_loop()
-        ground = Ground(loop, {}, self)
-        roster = Roster(settings, plant, ground, (), _no_answer, settings.denials)
-        roster.forwarders[0] = rig.forwarder
-        self.survey = Survey(settings, plant.admission, ground, roster, self._tally, _Log())
+        address_monitor = AddressMonitor(loop, {}, self)
+        table = DestinationTable(
+            settings, plant, address_monitor, (), _no_answer, settings.address_policy
+        )
+        table.forwarders[0] = rig.forwarder
+        self.snapshot = Snapshot(
+            settings, plant.admission, address_monitor, table, self._counters, _Log()
+        )
 
     def observe(self, record: Record) -> None:
         self._inner.observe(record)
-        self._tally.observe(record)
+        self._counters.observe(record)
         if isinstance(record, ConnectionClosed):
             self.records.append(record)
 
     def metrics(self, name: str, label: str) -> dict[str, float]:
         """The values of a metric that are not zero, by one of its labels."""
         found = {}
-        for metric, labels, value in SAMPLE.findall(exposition(self.survey.take()).decode()):
+        for metric, labels, value in SAMPLE.findall(exposition(self.snapshot.take()).decode()):
             told = re.search(rf'{label}="([^"]*)"', labels)
             if metric == name and told and float(value):
                 found[told[1]] = float(value)
@@ -111,14 +115,14 @@ async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> No
             "to_client": sum(record.bytes_to_client for record in records),
         }
         assert board.metrics("connections_active", "destination") == {}
-        assert board.survey.take().connects.count == count
+        assert board.snapshot.take().connects.count == count
 
 
 async def test_an_address_counts_as_failed_until_it_answers() -> None:
     async with Rig() as rig:
         board = Board(rig)
         destination, port = rig.forwarder.name, rig.listener.address[1]
-        rig.forwarder.use((ip_address("127.0.0.1"), ip_address("127.0.0.2")))
+        rig.forwarder.set_addresses((ip_address("127.0.0.1"), ip_address("127.0.0.2")))
         for _ in range(4):
             await rig.pair()
         assert board.metrics("upstream_failures_total", "destination") == {destination: 1}

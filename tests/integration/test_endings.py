@@ -64,7 +64,7 @@ async def stall(rig: Rig, actor: str, sender: Peer) -> bytes:
         taken = sender.send_what_fits(octets)
         sent += octets[:taken]
         await turns(3)
-        if taken == 0 and (flow._held is not None or flow._pipe is not None):
+        if taken == 0 and (flow._buffered is not None or flow._pipe is not None):
             return bytes(sent)
 
 
@@ -156,8 +156,8 @@ async def test_time_passes_before_the_first_event_of_a_client() -> None:
             await turns()
         (connection,) = rig.connections
         assert not rig.racing
-        rig.wheel.leave(connection)
-        connection.due()
+        rig.wheel.cancel(connection)
+        connection.on_timer()
         upstream = await rig.upstream()
         await client.send(b"still here?")
         assert await upstream.receive(11) == b"still here?"

@@ -289,7 +289,7 @@ async def test_both_sides_are_kept_alive_once_they_last() -> None:
         client, upstream = await rig.pair()
         await echo(client, upstream)
         (connection,) = rig.connections
-        while connection._unguarded is not None:
+        while connection._needs_keepalive is not None:
             await turns()
         assert rig.relay is not None
         for sock in (rig.relay._client, rig.relay._upstream):
@@ -312,7 +312,7 @@ async def test_an_idle_connection_without_a_limit_is_looked_at_again() -> None:
         (connection,) = rig.wheel
         assert rig.relay is not None
         rig.relay.touched -= 10 * 3600
-        rig.wheel.leave(connection)
-        connection.due()
+        rig.wheel.cancel(connection)
+        connection.on_timer()
         assert list(rig.wheel) == [connection]
-        assert connection.tick > rig.wheel._current()
+        assert connection.deadline_tick > rig.wheel._current()

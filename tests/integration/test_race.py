@@ -58,7 +58,7 @@ async def serve(rig: Rig) -> None:
 
 async def test_a_client_is_served_past_a_silent_and_a_refusing_address() -> None:
     async with Rig() as rig, FullBacklog(rig, SILENT):
-        rig.forwarder.use((GOOD, REFUSING, SILENT))
+        rig.forwarder.set_addresses((GOOD, REFUSING, SILENT))
         for _ in range(20):
             await serve(rig)
         records = await rig.recorder.wait_closed(20)
@@ -78,7 +78,7 @@ async def test_healthy_addresses_are_tried_once_a_client_and_in_turn() -> None:
     async with Rig() as rig:
         also = Listener(str(ALSO_GOOD), port=rig.listener.address[1])
         try:
-            rig.forwarder.use((GOOD, ALSO_GOOD))
+            rig.forwarder.set_addresses((GOOD, ALSO_GOOD))
             clients = [await rig.client() for _ in range(10)]
             upstreams = [await listener.accept() for listener in 5 * (rig.listener, also)]
             for peer in (*upstreams, *clients):
@@ -101,7 +101,7 @@ async def test_no_more_than_three_attempts_run_at_once() -> None:
             backlogs = [FullBacklog(rig, address) for address in silent]
             for backlog in backlogs:
                 await backlog.__aenter__()
-            rig.forwarder.use(silent)
+            rig.forwarder.set_addresses(silent)
             client = await rig.client()
             while not rig.racing:
                 await turns()
@@ -126,7 +126,7 @@ async def test_no_more_than_three_attempts_run_at_once() -> None:
 async def test_established_connections_are_untouched_by_a_change() -> None:
     async with Rig() as rig:
         client, upstream = await rig.pair()
-        rig.forwarder.use((ALSO_GOOD,))
+        rig.forwarder.set_addresses((ALSO_GOOD,))
         await client.send(b"still here")
         assert await upstream.receive(10) == b"still here"
         await upstream.send(b"so am I")
@@ -135,7 +135,7 @@ async def test_established_connections_are_untouched_by_a_change() -> None:
 
 async def test_checks_find_out_before_a_client_does() -> None:
     async with Rig() as rig:
-        rig.forwarder.use((GOOD, REFUSING))
+        rig.forwarder.set_addresses((GOOD, REFUSING))
         checks = HealthChecks(
             rig.forwarder.plant.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
         )
@@ -162,7 +162,7 @@ async def test_checks_find_out_before_a_client_does() -> None:
 
 async def test_a_lone_address_is_not_checked() -> None:
     async with Rig() as rig:
-        rig.forwarder.use((REFUSING,))
+        rig.forwarder.set_addresses((REFUSING,))
         checks = HealthChecks(
             rig.forwarder.plant.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
         )

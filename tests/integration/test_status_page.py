@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from egress_proxy.telemetry.admin import AdminServer, Pages
 from egress_proxy.telemetry.status import Connects, Failure, Reloads, Source, Upstream
 from tests.support.needs import do_without
-from tests.support.snapshots import destination, name, status
+from tests.support.statuses import destination, name, status
 
 if TYPE_CHECKING:
     from pathlib import Path

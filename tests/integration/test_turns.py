@@ -57,8 +57,8 @@ async def test_bulk_moves_a_buffer_or_a_pipe_in_a_turn(cleanup: ExitStack) -> No
     assert moved[0] == BUFFER
     assert max(moved) <= PIPE
     assert len(receiver.recv(amount)) == amount
-    relay.up.end()
-    relay.down.end()
+    relay.up.detach()
+    relay.down.detach()
     assert recorder.defects == []
 
 

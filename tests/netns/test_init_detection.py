@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.init.frames import ETH_P_ARP, ETH_P_IPV6, hear, probe
+from egress_proxy.init.frames import ETH_P_ARP, ETH_P_IPV6, parse, probe
 from tests.netns.init_lab import DUAL, V4, V6, default_routes, init, observe, snapshot
 from tests.support.lab import EGRESS_PROXY, NODE_TO_PODS, OUTSIDE, RESERVED, Lab
 
@@ -61,10 +61,10 @@ def init_while_the_gateway_probes(lab: Lab, arp: socket.socket, address: str) ->
     """The exit status and stderr of init, when another host probes for `address` just then."""
     with lab.pod.start(EGRESS_PROXY, "init", env=V4) as process:
         arp.settimeout(10)
-        heard = None
-        while heard is None or heard.probes is None:
+        claim = None
+        while claim is None or claim.probes is None:
             payload, (_, ethertype, _, _, sender) = arp.recvfrom(2048)
-            heard = hear(ethertype, sender, payload)
+            claim = parse(ethertype, sender, payload)
         own = bytes.fromhex(mac(lab.gateway, "lan0").replace(":", ""))
         sent = probe(own, IPv4Address(address))
         arp.sendto(sent.payload, ("lan0", ETH_P_ARP, 0, 0, sent.destination))
@@ -114,9 +114,9 @@ def test_three_unsolicited_advertisements(lab: Lab) -> None:
     with lab.gateway.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM) as nd:
         nd.bind(("lan0", ETH_P_IPV6))
         init(lab, V6).expect_done()
-        heard = [hear(ETH_P_IPV6, sender, payload) for sender, payload in frames(nd)]
+        claim = [parse(ETH_P_IPV6, sender, payload) for sender, payload in frames(nd)]
     own = bytes.fromhex(mac(lab.pod, "macvlan0").replace(":", ""))
-    told = [one for one in heard if one is not None and str(one.has) == RESERVED.v6]
+    told = [one for one in claim if one is not None and str(one.has) == RESERVED.v6]
     assert [one.mac for one in told] == [own] * 3
 
 

@@ -1,4 +1,4 @@
-"""The installed command as an operator meets it at night: probes, signals, reloads, lost ground."""
+"""The installed command in operation: probes, signals, reloads, a lost source address."""
 
 from __future__ import annotations
 
@@ -322,10 +322,10 @@ class Knocker:
         self._deployment.lab.client.call(knock)
 
     def _answer(self) -> None:
-        heard = b""
-        while not heard:
+        claim = b""
+        while not claim:
             with self._deployment.accept(self._port) as upstream:
-                heard = upstream.recv(1)
+                claim = upstream.recv(1)
 
 
 def test_clients_never_notice_twenty_reloads(

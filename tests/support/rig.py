@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from egress_proxy.config.destinations import Destination
 from egress_proxy.events import ConnectionClosed, Reason, Record
 from egress_proxy.forwarding.admission import Admission
-from egress_proxy.forwarding.connection import Connection, Plant, Rules
+from egress_proxy.forwarding.connection import Connection, Plant, SessionLimits
 from egress_proxy.forwarding.forwarder import Forwarder
 from egress_proxy.forwarding.race import Connector
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor, Watcher
 from egress_proxy.relay.relay import Engine, Relay
-from egress_proxy.relay.timer_wheel import Wheel
+from egress_proxy.relay.timer_wheel import TimerWheel
 from tests.support.peers import BUFFER, Listener, Peer
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
     from egress_proxy.forwarding.upstreams import Endpoint
 
-RULES = Rules(
+RULES = SessionLimits(
     allow_clients=(),
     connect_timeout_s=60.0,
     idle_timeout_s=60.0,
     half_close_timeout_s=60.0,
-    audit=True,
+    record_source_port=True,
 )
 # Timeouts are tested with a wheel that turns quickly, not by waiting.
 TICK_S = 0.02
@@ -102,7 +102,7 @@ class Rig:
         self.listener = Listener(address)
         self.reactor = reactor(loop, self.recorder.report)
         self.pipes = PipePool(pipes)
-        self.wheel = Wheel(loop, TICK_S)
+        self.wheel = TimerWheel(loop, TICK_S)
         self.admission = Admission(loop, self.recorder, maximum)
         plant = Plant(
             engine=Engine(loop, self.reactor, self.pipes),
@@ -120,7 +120,7 @@ class Rig:
         self.forwarder.bind(ListenPoint(host, ""))
         for sock in self.forwarder._listeners:
             shrink(sock)
-        self.forwarder.use((host,))
+        self.forwarder.set_addresses((host,))
         self.address = self.forwarder.socket_addresses[0]
         self._peers: list[Peer] = []
 

@@ -164,7 +164,6 @@ def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
         ("forwarding.race", "relay.reactor", None),
         ("cli", "errors", None),
         ("cli", "init.run", None),
-        ("init.run", "telemetry.logs", None),
         ("errors", "events", "errors does not import events"),
         ("relay.relay", "forwarding.race", "relay does not import forwarding"),
         ("run.daemon", "cli", "run does not import cli"),

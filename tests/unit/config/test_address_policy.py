@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.config.address_policy import Denials
+from egress_proxy.config.address_policy import AddressPolicy
 
 # Every kind of address that is never connected to, each in several spellings.
 DENIED: list[tuple[str, str]] = [
@@ -51,26 +51,28 @@ ALLOWED = [
 
 @pytest.mark.parametrize(("address", "reason"), DENIED)
 def test_addresses_that_are_never_connected_to(address: str, reason: str) -> None:
-    assert Denials().reason(ip_address(address)) == reason
+    assert AddressPolicy().why_denied(ip_address(address)) == reason
 
 
 @pytest.mark.parametrize("address", ALLOWED)
 def test_addresses_beside_the_denied_ones(address: str) -> None:
-    assert Denials().reason(ip_address(address)) is None
+    assert AddressPolicy().why_denied(ip_address(address)) is None
 
 
 @pytest.mark.parametrize(("address", "reason"), DENIED)
 def test_only_the_loopback_rule_can_be_lifted(address: str, reason: str) -> None:
     loopback = reason == "a loopback address"
-    assert (Denials(loopback_allowed=True).reason(ip_address(address)) is None) == loopback
+    assert (
+        AddressPolicy(loopback_allowed=True).why_denied(ip_address(address)) is None
+    ) == loopback
 
 
 @pytest.mark.parametrize("address", ["10.1.2.3", "64:ff9b::10.1.2.3", "2002:a01:203::"])
 def test_networks_that_the_admin_denies(address: str) -> None:
-    denials = Denials(networks=(ip_network("2001:db8::/32"), ip_network("10.0.0.0/8")))
+    policy = AddressPolicy(networks=(ip_network("2001:db8::/32"), ip_network("10.0.0.0/8")))
     reason = "an address of the denied network 10.0.0.0/8"
-    assert denials.reason(ip_address(address)) == reason
-    assert denials.reason(ip_address("11.1.2.3")) is None
+    assert policy.why_denied(ip_address(address)) == reason
+    assert policy.why_denied(ip_address("11.1.2.3")) is None
 
 
 @pytest.mark.parametrize(
@@ -78,19 +80,19 @@ def test_networks_that_the_admin_denies(address: str) -> None:
     ["192.0.2.10", "2001:db8::10", "127.0.0.1", "127.0.0.2", "::1", "64:ff9b::192.0.2.10"],
 )
 def test_own_listeners_by_any_address_of_the_pod(address: str) -> None:
-    denials = Denials(
+    policy = AddressPolicy(
         loopback_allowed=True,
         own=frozenset(map(ip_address, ("192.0.2.10", "2001:db8::10"))),
         listening=frozenset({80, 443}),
     )
-    assert denials.reason(ip_address(address), (8080, 443)) == "one of the proxy's own listeners"
-    assert denials.reason(ip_address(address), (8080,)) is None
-    assert denials.reason(ip_address("192.0.2.11"), (443,)) is None
+    assert policy.why_denied(ip_address(address), (8080, 443)) == "one of the proxy's own listeners"
+    assert policy.why_denied(ip_address(address), (8080,)) is None
+    assert policy.why_denied(ip_address("192.0.2.11"), (443,)) is None
 
 
 @given(number=st.integers(0, 2**32 - 1))
 def test_an_ipv4_address_is_judged_alike_behind_a_translator(number: int) -> None:
     address = IPv4Address(number)
     translated = IPv6Address(int(IPv6Address("64:ff9b::")) | number)
-    assert Denials().reason(translated) == Denials().reason(address)
-    assert Denials().reason(IPv6Address(f"::ffff:{address}")) is not None
+    assert AddressPolicy().why_denied(translated) == AddressPolicy().why_denied(address)
+    assert AddressPolicy().why_denied(IPv6Address(f"::ffff:{address}")) is not None

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.config.address_policy import NEVER_REMOTE, Denials
+from egress_proxy.config.address_policy import DEFAULT_POLICY, AddressPolicy
 from egress_proxy.config.destinations import MAX_OCTETS, Destination, parse_destinations
 from egress_proxy.errors import ConfigurationError, Problem
 
@@ -256,13 +256,13 @@ NO_NAMES: list[tuple[str, str]] = [
 ]
 
 
-def parse(text: str, denials: Denials = NEVER_REMOTE) -> tuple[Destination, ...]:
-    return parse_destinations(text, variable="DESTINATION", denials=denials)
+def parse(text: str, policy: AddressPolicy = DEFAULT_POLICY) -> tuple[Destination, ...]:
+    return parse_destinations(text, variable="DESTINATION", policy=policy)
 
 
-def refusal(text: str, denials: Denials = NEVER_REMOTE) -> str:
+def refusal(text: str, policy: AddressPolicy = DEFAULT_POLICY) -> str:
     with pytest.raises(ConfigurationError) as caught:
-        parse(text, denials)
+        parse(text, policy)
     return str(caught.value)
 
 
@@ -305,14 +305,14 @@ def test_names_that_dns_can_not_carry(name: str, value: str) -> None:
     ],
 )
 def test_an_address_that_is_never_connected_to_is_refused(address: str, reason: str) -> None:
-    assert refusal(f"80 {address}", Denials(networks=(ip_network("10.0.0.0/8"),))) == (
+    assert refusal(f"80 {address}", AddressPolicy(networks=(ip_network("10.0.0.0/8"),))) == (
         f"DESTINATION line 1: '{address}': {reason} is never connected to; "
         "write the remote host's own address"
     )
 
 
 def test_what_is_not_denied_is_accepted() -> None:
-    assert parse("80 127.0.0.1", Denials(loopback_allowed=True))
+    assert parse("80 127.0.0.1", AddressPolicy(loopback_allowed=True))
 
 
 def test_the_text_of_a_pod_spec() -> None:
@@ -426,7 +426,7 @@ def test_the_work_is_linear_in_the_text(text: str) -> None:
 
 
 PORTS = st.integers(1, 65535)
-ADDRESSES = st.ip_addresses().filter(lambda address: Denials().reason(address) is None)
+ADDRESSES = st.ip_addresses().filter(lambda address: AddressPolicy().why_denied(address) is None)
 LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,10}[a-z0-9_])?", fullmatch=True)
 NAMES = st.builds(
     lambda labels, last: ".".join([*labels, last]),
@@ -494,7 +494,7 @@ def test_any_text_gives_destinations_or_problems_on_its_lines(text: str) -> None
         line = lines[(each.line or 0) - 1].lstrip(" \t")
         if isinstance(each, Destination):
             assert line.startswith(str(each.port))
-            assert isinstance(each.host, str) or Denials().reason(each.host) is None
+            assert isinstance(each.host, str) or AddressPolicy().why_denied(each.host) is None
         else:
             assert each.value
             assert each.value in line

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.config.address_policy import Denials
-from egress_proxy.dns.refresher import NameKeeper
+from egress_proxy.config.address_policy import AddressPolicy
+from egress_proxy.dns.refresher import NameRefresher
 from egress_proxy.dns.resolver import Answer, LookupFailedError
 from egress_proxy.events import (
     DestinationChanged,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 NAME = "web.example.com"
 OUTAGE = LookupFailedError("no answer within 10 s")
-NEVER = Denials()
+NEVER = AddressPolicy()
 DENIED = "every address in the answer is one that is never connected to"
 
 
@@ -55,7 +55,7 @@ class Port:
         self.remote_port = 443
         self.on_all_failed: Callable[[], None] = lambda: None
 
-    def use(self, addresses: Sequence[Address]) -> None:
+    def set_addresses(self, addresses: Sequence[Address]) -> None:
         self.told.append(tuple(map(str, addresses)))
 
 
@@ -83,7 +83,7 @@ def live(
     seconds: float,
     *,
     lookup_s: float = 0.0,
-    denials: Denials = NEVER,
+    policy: AddressPolicy = NEVER,
     fail_every_s: float | None = None,
 ) -> Life:
     """Keep a name for `seconds`; the last entry of `script` is the answer from then on.
@@ -102,12 +102,12 @@ def live(
         return entry
 
     async def main() -> None:
-        keeper = NameKeeper(NAME, lookup, life, denials)
+        refresher = NameRefresher(NAME, lookup, life, policy)
         for port in life.ports:
-            keeper.serve(port)
+            refresher.subscribe(port)
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(keeper.run(), clients())
+                await asyncio.gather(refresher.run(), clients())
         except TimeoutError:
             pass
 
@@ -170,12 +170,12 @@ def test_a_port_that_comes_later_is_told_at_once() -> None:
         return ONE
 
     async def main() -> None:
-        keeper = NameKeeper(NAME, lookup, Life(), Denials())
+        refresher = NameRefresher(NAME, lookup, Life(), AddressPolicy())
         port = Port()
-        running = asyncio.create_task(keeper.run())
-        assert not keeper.asked.is_set()
-        await keeper.asked.wait()
-        keeper.serve(port)
+        running = asyncio.create_task(refresher.run())
+        assert not refresher.asked.is_set()
+        await refresher.asked.wait()
+        refresher.subscribe(port)
         assert port.told == [("192.0.2.1",)]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -280,7 +280,9 @@ def test_a_good_name_that_turns_to_denied_addresses_keeps_the_good_ones() -> Non
 
 
 def test_a_trial_may_reach_loopback_and_nothing_else_denied() -> None:
-    life = live([answer("127.0.0.1", "169.254.169.254")], 1, denials=Denials(loopback_allowed=True))
+    life = live(
+        [answer("127.0.0.1", "169.254.169.254")], 1, policy=AddressPolicy(loopback_allowed=True)
+    )
     assert life.ports[0].told == [("127.0.0.1",)]
 
 
@@ -311,8 +313,8 @@ def test_a_denied_address_is_told_once_and_again_when_it_comes_back() -> None:
     assert len(life.told(DestinationDenied)) == 2
 
 
-def leading_back(*own: str) -> Denials:
-    return Denials(own=frozenset(map(ip_address, own)), listening=frozenset({443}))
+def leading_back(*own: str) -> AddressPolicy:
+    return AddressPolicy(own=frozenset(map(ip_address, own)), listening=frozenset({443}))
 
 
 def test_addresses_that_become_the_pods_own_are_let_go_at_once_and_come_back() -> None:
@@ -324,13 +326,13 @@ def test_addresses_that_become_the_pods_own_are_let_go_at_once_and_come_back() -
         return TWO
 
     async def main() -> None:
-        keeper = NameKeeper(NAME, lookup, life, NEVER)
-        keeper.serve(life.ports[0])
-        running = asyncio.create_task(keeper.run())
-        await keeper.asked.wait()
+        refresher = NameRefresher(NAME, lookup, life, NEVER)
+        refresher.subscribe(life.ports[0])
+        running = asyncio.create_task(refresher.run())
+        await refresher.asked.wait()
         for own in (("192.0.2.1",), (), ("192.0.2.1", "192.0.2.2")):
-            keeper.denials = leading_back(*own)
-            keeper.judge()
+            refresher.policy = leading_back(*own)
+            refresher.reapply_policy()
         # With nothing left it is asked again, for others, and says why there are none.
         await asyncio.sleep(2)
         running.cancel()
@@ -352,7 +354,7 @@ def test_addresses_that_become_the_pods_own_are_let_go_at_once_and_come_back() -
 
 
 def test_a_name_that_leads_back_to_a_listener_reaches_no_port() -> None:
-    life = live([TWO], 10, denials=leading_back("192.0.2.1"))
+    life = live([TWO], 10, policy=leading_back("192.0.2.1"))
     assert [port.told for port in life.ports] == 2 * [[("192.0.2.2",)]]
 
 
@@ -386,7 +388,7 @@ class Hours:
     def observe(self, record: Record) -> None:
         self.kinds[type(record)] += 1
 
-    def use(self, addresses: Sequence[Address]) -> None:
+    def set_addresses(self, addresses: Sequence[Address]) -> None:
         self.told = tuple(addresses)
 
     async def lookup(self, name: str) -> Answer:
@@ -410,11 +412,11 @@ class Hours:
             self.blocks.append(sys.getallocatedblocks())
 
     async def live(self) -> None:
-        keeper = NameKeeper(NAME, self.lookup, self, Denials())
-        keeper.tell(self.use)
+        refresher = NameRefresher(NAME, self.lookup, self, AddressPolicy())
+        refresher.tell(self.set_addresses)
         try:
             async with asyncio.timeout(HOURS_S + 1):
-                await asyncio.gather(keeper.run(), self.compare())
+                await asyncio.gather(refresher.run(), self.compare())
         except TimeoutError:
             pass
 

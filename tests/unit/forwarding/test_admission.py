@@ -147,8 +147,8 @@ def states(hall: Hall) -> list[bool]:
 
 def test_one_gate_rests_alone(hall: Hall) -> None:
     hall.enter(1)
-    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
-    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
     # Only time ends it, as its clients fail at once.
     hall.leave(1)
     assert states(hall) == [False, True]
@@ -162,7 +162,7 @@ def test_one_gate_rests_alone(hall: Hall) -> None:
 
 
 def test_a_gate_rests_while_all_pause_and_resume(hall: Hall) -> None:
-    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
     hall.enter(MAXIMUM)
     assert states(hall) == [False, False]
     hall.leave(1)
@@ -176,11 +176,11 @@ def test_a_gate_rests_while_all_pause_and_resume(hall: Hall) -> None:
 
 def test_a_gate_that_rests_is_closed(hall: Hall) -> None:
     first = hall.gates.pop(0)
-    hall.admission.rest(first, errno.EADDRNOTAVAIL)
+    hall.admission.pause_one(first, errno.EADDRNOTAVAIL)
     hall.admission.close(first)
     assert hall.loop.armed == 0
     # A connection of it may still fail.
-    hall.admission.rest(first, errno.EADDRNOTAVAIL)
+    hall.admission.pause_one(first, errno.EADDRNOTAVAIL)
     assert hall.loop.armed == 0
     hall.enter(MAXIMUM)
     hall.leave(1)
@@ -189,7 +189,7 @@ def test_a_gate_that_rests_is_closed(hall: Hall) -> None:
 
 def test_a_gate_rests_again_and_again(hall: Hall) -> None:
     for _ in range(100):
-        hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+        hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
         hall.loop.advance(0.25)
         assert states(hall) == [True, True]
     # 25 s.
@@ -197,7 +197,7 @@ def test_a_gate_rests_again_and_again(hall: Hall) -> None:
 
 
 def test_a_stopped_admission_has_no_timer(hall: Hall) -> None:
-    hall.admission.rest(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
     hall.admission.exhausted(errno.EMFILE)
     hall.admission.stop()
     hall.admission.stop()

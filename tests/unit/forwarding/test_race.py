@@ -95,12 +95,12 @@ def test_one_client_tries_an_address_whose_penalty_is_over_and_the_others_wait(
     upstreams: Upstreams,
 ) -> None:
     failed = endpoint_of(upstreams, B)
-    failed.fail(NOW, "Connection refused")
+    failed.mark_failed(NOW, "Connection refused")
     later = NOW + PENALTY_S
     assert Counter(firsts(upstreams, 300, later))[str(B)] == 1
     # It gave no answer: one more after the same time.
     assert Counter(firsts(upstreams, 300, later + PENALTY_S))[str(B)] == 1
-    failed.succeed()
+    failed.mark_healthy()
     assert Counter(firsts(upstreams, 300, later + PENALTY_S))[str(B)] == 100
 
 
@@ -135,9 +135,9 @@ class Clients:
                     return
                 if endpoint.address == A:
                     break
-                endpoint.fail(now, "Connection refused")
+                endpoint.mark_failed(now, "Connection refused")
             for beaten in silent:
-                beaten.fail(now, "silent while another address answered")
+                beaten.mark_failed(now, "silent while another address answered")
             self.took_s.append(now - started_at)
 
         attempt()
@@ -154,7 +154,7 @@ def test_of_a_thousand_clients_one_in_ten_seconds_probes_each_failed_address() -
 
 
 def test_the_turns_of_a_failed_address_go_to_all_others(upstreams: Upstreams) -> None:
-    endpoint_of(upstreams, B).fail(NOW, "Connection refused")
+    endpoint_of(upstreams, B).mark_failed(NOW, "Connection refused")
     assert Counter(firsts(upstreams, 300)) == {str(A): 150, str(C): 150}
 
 
@@ -163,11 +163,11 @@ def test_a_failure_and_its_end_are_told_once() -> None:
     upstreams = make_upstreams(recorder)
     upstreams.replace([A, B])
     endpoint = endpoint_of(upstreams, B)
-    endpoint.succeed()
+    endpoint.mark_healthy()
     for now in (NOW, NOW + 1, NOW + 20):
-        endpoint.fail(now, "Connection refused")
-    endpoint.succeed()
-    endpoint.succeed()
+        endpoint.mark_failed(now, "Connection refused")
+    endpoint.mark_healthy()
+    endpoint.mark_healthy()
     destination = "web.example.com:443"
     assert recorder.records == [
         UpstreamFailed(

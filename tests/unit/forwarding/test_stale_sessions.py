@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from egress_proxy.events import Reason
-from egress_proxy.forwarding.stale_sessions import Withdrawals
+from egress_proxy.forwarding.stale_sessions import StaleSessions
 from tests.support.manual_loop import ManualLoop
 
 NAME = "web.example.com"
@@ -31,13 +31,13 @@ class Plant:
     def __init__(self, *sessions: Session) -> None:
         self.loop = ManualLoop(1000.0)
         self.sessions = list(sessions)
-        self.withdrawals = Withdrawals(NAME, self.live, TIMEOUT_S, self.loop)
+        self.withdrawals = StaleSessions(NAME, self.live, TIMEOUT_S, self.loop)
 
     def live(self) -> list[Session]:
         return [session for session in self.sessions if not session.ended]
 
     def use(self, *addresses: str) -> None:
-        self.withdrawals.use(tuple(map(ip_address, addresses)))
+        self.withdrawals.set_addresses(tuple(map(ip_address, addresses)))
 
 
 @pytest.fixture

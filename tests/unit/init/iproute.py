@@ -12,8 +12,8 @@ from egress_proxy.init.state import (
     MAIN_TABLE,
     SCOPE_LINK,
     SCOPE_UNIVERSE,
-    Held,
     Hop,
+    InterfaceAddress,
     Ipv6Sysctls,
     Link,
     Route,
@@ -55,11 +55,11 @@ def _source(text: str, gateway: str) -> Source:
     return Source(ip_address(address), int(length) if slash else None, ip_address(gateway))
 
 
-def held(text: str) -> Held:
+def held(text: str) -> InterfaceAddress:
     """``192.0.2.10/24 dev eth0``, and a flag behind it."""
     address, _, name, *flags = text.split()
     interface = ip_interface(address)
-    return Held(
+    return InterfaceAddress(
         interface=name,
         address=interface.ip,
         length=interface.network.prefixlen,
@@ -154,14 +154,14 @@ def after(observed: State, change: Change) -> State:  # noqa: PLR0911 - one for 
             return _with_sysctl(observed, change)
 
 
-def _with_address(observed: State, address: Held) -> State:
+def _with_address(observed: State, address: InterfaceAddress) -> State:
     made = replace(observed, addresses=(*observed.addresses, address))
     if address.length == address.address.max_prefixlen:
         return made
     return replace(made, routes=(*made.routes, _connected(address)))
 
 
-def _connected(address: Held) -> Route:
+def _connected(address: InterfaceAddress) -> Route:
     return Route(
         destination=address.network,
         hops=(Hop(address.interface),),

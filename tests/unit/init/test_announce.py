@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from egress_proxy.init.announce import DEFAULT_PACE, Pace, Wire, announce, detect, other_owner
-from egress_proxy.init.frames import ETH_P_ARP, Heard, announcements, probe
+from egress_proxy.init.frames import ETH_P_ARP, Claim, announcements, probe
 from egress_proxy.init.settings import Source
 
 if TYPE_CHECKING:
@@ -81,16 +81,16 @@ def test_what_we_say_ourselves_is_no_conflict() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heard", "owner"),
+    ("claim", "owner"),
     [
         ([], None),
-        ([Heard(OTHER, has=GATEWAY)], None),
-        ([Heard(OTHER, has=GATEWAY), Heard(OTHER, has=ADDRESS)], "02:00:00:00:00:01"),
-        ([Heard(OTHER, probes=ADDRESS)], "02:00:00:00:00:01"),
+        ([Claim(OTHER, has=GATEWAY)], None),
+        ([Claim(OTHER, has=GATEWAY), Claim(OTHER, has=ADDRESS)], "02:00:00:00:00:01"),
+        ([Claim(OTHER, probes=ADDRESS)], "02:00:00:00:00:01"),
     ],
 )
-def test_other_owners(heard: list[Heard], owner: str | None) -> None:
-    found = other_owner(heard, [ADDRESS, ip_address("2001:db8::99")])
+def test_other_owners(claim: list[Claim], owner: str | None) -> None:
+    found = other_owner(claim, [ADDRESS, ip_address("2001:db8::99")])
     assert found == (None if owner is None else (ADDRESS, owner))
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from egress_proxy.init.frames import (
     ETH_P_ARP,
     ETH_P_IPV6,
+    Claim,
     Frame,
-    Heard,
     announcements,
-    hear,
+    parse,
     probe,
     question,
 )
@@ -77,23 +77,23 @@ def test_a_question_across_families() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frame", "heard"),
+    ("frame", "claim"),
     [
-        (probe(MAC, V4), Heard(MAC, probes=V4)),
-        (announcements(MAC, V4)[0], Heard(MAC, has=V4)),
-        (announcements(MAC, V4)[1], Heard(MAC, has=V4)),
-        (question(MAC, V4, GATEWAY), Heard(MAC, has=V4)),
-        (announcements(MAC, V6)[0], Heard(MAC, has=V6)),
+        (probe(MAC, V4), Claim(MAC, probes=V4)),
+        (announcements(MAC, V4)[0], Claim(MAC, has=V4)),
+        (announcements(MAC, V4)[1], Claim(MAC, has=V4)),
+        (question(MAC, V4, GATEWAY), Claim(MAC, has=V4)),
+        (announcements(MAC, V6)[0], Claim(MAC, has=V6)),
         # One that looks for a neighbour says nothing that we ask for.
         (question(MAC, V6, GATEWAY6), None),
         # From no address: duplicate-address detection.
-        (question(MAC, IPv6Address("::"), V6), Heard(MAC, probes=V6)),
+        (question(MAC, IPv6Address("::"), V6), Claim(MAC, probes=V6)),
     ],
 )
-def test_what_is_sent_is_heard(frame: Frame, heard: Heard | None) -> None:
-    assert hear(frame.ethertype, MAC, frame.payload) == heard
+def test_what_is_sent_is_heard(frame: Frame, claim: Claim | None) -> None:
+    assert parse(frame.ethertype, MAC, frame.payload) == claim
     # Ethernet fills a short frame up.
-    assert hear(frame.ethertype, MAC, frame.payload + bytes(18)) == heard
+    assert parse(frame.ethertype, MAC, frame.payload + bytes(18)) == claim
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_what_is_sent_is_heard(frame: Frame, heard: Heard | None) -> None:
     ],
 )
 def test_arp_that_says_nothing(payload: bytes) -> None:
-    assert hear(ETH_P_ARP, OTHER, payload) is None
+    assert parse(ETH_P_ARP, OTHER, payload) is None
 
 
 @pytest.mark.parametrize(
@@ -128,22 +128,22 @@ def test_arp_that_says_nothing(payload: bytes) -> None:
 def test_an_advertisement_that_is_not_well_formed(position: int, octet: int) -> None:
     payload = bytearray(announcements(MAC, V6)[0].payload)
     payload[position] = octet
-    assert hear(ETH_P_IPV6, MAC, bytes(payload)) is None
+    assert parse(ETH_P_IPV6, MAC, bytes(payload)) is None
 
 
 def test_another_protocol_says_nothing() -> None:
-    assert hear(0x0800, MAC, probe(MAC, V4).payload) is None
+    assert parse(0x0800, MAC, probe(MAC, V4).payload) is None
 
 
 @given(st.sampled_from((ETH_P_ARP, ETH_P_IPV6)), st.binary(max_size=100))
 def test_hearing_anything_at_all_is_safe(ethertype: int, payload: bytes) -> None:
-    heard = hear(ethertype, OTHER, payload)
-    assert heard is None or (heard.has is None) != (heard.probes is None)
+    claim = parse(ethertype, OTHER, payload)
+    assert claim is None or (claim.has is None) != (claim.probes is None)
 
 
 @given(st.binary(max_size=60), st.integers(0, 71))
 def test_hearing_a_damaged_advertisement_is_safe(noise: bytes, position: int) -> None:
     payload = announcements(MAC, V6)[0].payload
     damaged = payload[:position] + noise + payload[position + len(noise) :]
-    heard = hear(ETH_P_IPV6, OTHER, damaged)
-    assert heard is None or heard.mac == OTHER
+    claim = parse(ETH_P_IPV6, OTHER, damaged)
+    assert claim is None or claim.mac == OTHER

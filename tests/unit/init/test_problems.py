@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.init import problems
-from egress_proxy.init.problems import find_obstacles, find_warnings
+from egress_proxy.init.problems import find_warnings, unmet_preconditions
 from egress_proxy.init.state import Ipv6Sysctls, Link, State
 from egress_proxy.init.steps import PutAddress, PutRoute, PutRule, SetLink
 from tests.unit.init.iproute import ETH0, MACVLAN0, held, route, settings, state
@@ -32,7 +32,7 @@ TUNING = "for example with the CNI plugin tuning in the network attachment, or r
 
 
 def told(observed: State, wanted: InitSettings = V4) -> list[str]:
-    return [str(problem) for problem in find_obstacles(observed, wanted)]
+    return [str(problem) for problem in unmet_preconditions(observed, wanted)]
 
 
 def warned(observed: State, wanted: InitSettings = V4) -> list[str]:
@@ -192,12 +192,12 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
         (
             problems.no_packet_socket("macvlan0", OSError(errno.EPERM, "Operation not permitted")),
             (
-                "EGRESS_INTERFACE: 'macvlan0': can't send and hear frames on it: Operation not "
+                "EGRESS_INTERFACE: 'macvlan0': can't send and parse frames on it: Operation not "
                 "permitted; add NET_RAW to securityContext.capabilities"
             ),
         ),
         (
-            problems.taken(ip_address("203.0.113.99"), ""),
+            problems.address_in_use(ip_address("203.0.113.99"), ""),
             (
                 "EGRESS_SOURCE: '203.0.113.99': another host has this address already; "
                 "reserve one address for each pod; a Deployment needs one replica and strategy "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.events import Record, SourceLost, SourceRestored
-from egress_proxy.pod.address_monitor import Ground
+from egress_proxy.pod.address_monitor import AddressMonitor
 
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
@@ -42,38 +42,38 @@ class Surroundings:
         self.changes += 1
 
 
-def ground_on(surroundings: Surroundings, sources: dict[int, str]) -> Ground:
+def ground_on(surroundings: Surroundings, sources: dict[int, str]) -> AddressMonitor:
     loop = asyncio.new_event_loop()
     loop.close()
-    ground = Ground(loop, sources, surroundings, surroundings.look)
-    ground.on_change = surroundings.changed
-    return ground
+    address_monitor = AddressMonitor(loop, sources, surroundings, surroundings.look)
+    address_monitor.on_change = surroundings.changed
+    return address_monitor
 
 
 def test_one_family_of_two_goes_and_comes_back() -> None:
     around = Surroundings()
-    ground = ground_on(around, dict(BOTH))
-    ground.examine()
+    address_monitor = ground_on(around, dict(BOTH))
+    address_monitor.refresh()
     assert (around.records, around.changes) == ([], 0)
     around.interfaces["net1"] = (ip_address(V4),)
-    ground.examine()
-    ground.examine()
-    assert ground.families == {socket.AF_INET}
+    address_monitor.refresh()
+    address_monitor.refresh()
+    assert address_monitor.families == {socket.AF_INET}
     assert around.records == [SourceLost(address=V6, error="no interface has it")]
     around.interfaces["net1"] = (ip_address(V4), ip_address(V6))
-    ground.examine()
-    assert ground.families == set(BOTH)
+    address_monitor.refresh()
+    assert address_monitor.families == set(BOTH)
     assert around.records[1:] == [SourceRestored(address=V6)]
     assert around.changes == 2
 
 
 def test_another_address_is_no_replacement() -> None:
     around = Surroundings()
-    ground = ground_on(around, {socket.AF_INET: V4})
+    address_monitor = ground_on(around, {socket.AF_INET: V4})
     around.interfaces["net1"] = (ip_address("192.0.2.98"),)
-    ground.examine()
-    assert ground.families == frozenset()
-    assert [source.problem for source in ground.sources] == ["no interface has it"]
+    address_monitor.refresh()
+    assert address_monitor.families == frozenset()
+    assert [source.problem for source in address_monitor.sources] == ["no interface has it"]
 
 
 @pytest.mark.parametrize(
@@ -85,31 +85,31 @@ def test_an_interface_that_is_down_does_unless_another_has_the_address(
     around = Surroundings()
     around.interfaces["lo"] = elsewhere
     around.down = frozenset({"net1"})
-    ground = ground_on(around, {socket.AF_INET: V4})
-    ground.examine()
-    assert [source.problem for source in ground.sources] == [problem]
+    address_monitor = ground_on(around, {socket.AF_INET: V4})
+    address_monitor.refresh()
+    assert [source.problem for source in address_monitor.sources] == [problem]
 
 
 def test_where_the_kernel_chooses_there_is_nothing_to_lose() -> None:
     around = Surroundings()
     around.interfaces.clear()
-    ground = ground_on(around, {})
-    ground.examine()
-    assert ground.families == set(BOTH)
-    assert (ground.sources, around.records) == ((), [])
+    address_monitor = ground_on(around, {})
+    address_monitor.refresh()
+    assert address_monitor.families == set(BOTH)
+    assert (address_monitor.sources, around.records) == ((), [])
 
 
 @pytest.mark.parametrize("sources", [BOTH, {}], ids=["fixed", "the kernel's choice"])
 def test_every_address_of_the_pod_is_told_when_it_comes_and_goes(sources: dict[int, str]) -> None:
     around = Surroundings()
     told: list[set[str]] = []
-    ground = ground_on(around, dict(sources))
-    ground.on_own = lambda own: told.append(set(map(str, own)))
-    ground.examine()
+    address_monitor = ground_on(around, dict(sources))
+    address_monitor.on_addresses_changed = lambda own: told.append(set(map(str, own)))
+    address_monitor.refresh()
     around.down = frozenset({"lo"})
-    ground.examine()
+    address_monitor.refresh()
     around.interfaces["net2"] = (ip_address("192.0.2.77"),)
-    ground.examine()
+    address_monitor.refresh()
     del around.interfaces["net2"]
-    ground.examine()
+    address_monitor.refresh()
     assert told == [{V4, V6}, {V4, V6, "192.0.2.77"}, {V4, V6}]

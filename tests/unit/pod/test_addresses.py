@@ -14,8 +14,8 @@ from egress_proxy.ip import family_of
 from egress_proxy.pod.addresses import (
     ListenPoint,
     listen_points,
+    read_autoconfigured_addresses,
     read_interfaces,
-    read_passing_addresses,
     source_addresses,
 )
 
@@ -154,7 +154,7 @@ def test_an_address_that_a_router_has_lent_is_no_source(tmp_path: Path) -> None:
         "20010db8000000000000000000000051 02 40 00 00 macvlan0\n"
         "20010db8000000000000000000000099 02 40 00 80 macvlan0\n"
     )
-    passing = read_passing_addresses(table)
+    passing = read_autoconfigured_addresses(table)
     assert passing == set(addresses("2001:db8::51"))
     pod = {"macvlan0": addresses("2001:db8::51", "2001:db8::99", "192.0.2.99")}
     assert source_addresses(pod, "macvlan0", "SOURCE", passing) == addresses(
@@ -163,4 +163,4 @@ def test_an_address_that_a_router_has_lent_is_no_source(tmp_path: Path) -> None:
 
 
 def test_without_ipv6_no_address_is_lent(tmp_path: Path) -> None:
-    assert read_passing_addresses(tmp_path / "if_inet6") == frozenset()
+    assert read_autoconfigured_addresses(tmp_path / "if_inet6") == frozenset()

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.config.address_policy import Denials
+from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.destinations import Destination
-from egress_proxy.pod.preconditions import bind_problem, find_obstacles
+from egress_proxy.pod.preconditions import bind_problem, destination_problems
 
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
 
 OWN = ip_address("2001:db8::10")
-DENIALS = Denials(own=frozenset({OWN}), listening=frozenset({443}))
+DENIALS = AddressPolicy(own=frozenset({OWN}), listening=frozenset({443}))
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,12 @@ def test_nothing_stands_in_the_way(
     host: Address | str, remote_port: int, sources: set[int]
 ) -> None:
     destination = Destination(80, host, remote_port, 1)
-    assert find_obstacles("TEXT", destination, sources, DENIALS) == []
+    assert destination_problems("TEXT", destination, sources, DENIALS) == []
 
 
 def test_all_that_stands_in_the_way_is_told() -> None:
     destination = Destination(80, OWN, 443, 7)
-    source, loop = find_obstacles("TEXT", destination, {socket.AF_INET}, DENIALS)
+    source, loop = destination_problems("TEXT", destination, {socket.AF_INET}, DENIALS)
     assert str(source) == (
         "TEXT line 7: '2001:db8::10': there is no IPv6 source address to reach it from; "
         "give the egress interface one, or set EGRESS_DNS_PROXY_SOURCE"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egress_proxy.events import Reason
-from egress_proxy.relay.timer_wheel import TICK_S, Wheel
+from egress_proxy.relay.timer_wheel import TICK_S, TimerWheel
 from tests.support.manual_loop import ManualLoop
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Member:
     """Notes when it was due; `then` is done each time."""
 
-    tick: int
+    deadline_tick: int
 
     def __init__(self, loop: ManualLoop, then: Callable[[], None] = lambda: None) -> None:
         self._loop = loop
@@ -28,7 +28,7 @@ class Member:
         self.due_at: list[float] = []
         self.aborted: list[Reason] = []
 
-    def due(self) -> None:
+    def on_timer(self) -> None:
         self.due_at.append(self._loop.now)
         self._then()
 
@@ -43,18 +43,18 @@ def loop() -> ManualLoop:
 
 
 @pytest.fixture
-def wheel(loop: ManualLoop) -> Wheel:
-    return Wheel(loop)
+def wheel(loop: ManualLoop) -> TimerWheel:
+    return TimerWheel(loop)
 
 
 @given(delays=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5)), min_size=1, max_size=20))
 def test_everyone_is_due_within_a_tick_of_the_time(delays: list[tuple[float, float]]) -> None:
     loop = ManualLoop(now=1000.1)
-    wheel = Wheel(loop)
+    wheel = TimerWheel(loop)
     expected = []
     for delay_s, pause_s in delays:
         member = Member(loop)
-        wheel.enter(member, delay_s)
+        wheel.schedule(member, delay_s)
         expected.append((member, loop.now + delay_s))
         loop.advance(pause_s)
     loop.advance(200)
@@ -65,9 +65,9 @@ def test_everyone_is_due_within_a_tick_of_the_time(delays: list[tuple[float, flo
     assert list(wheel) == []
 
 
-def test_a_member_may_come_back_from_due(loop: ManualLoop, wheel: Wheel) -> None:
-    member = Member(loop, lambda: wheel.enter(member, 1.0))
-    wheel.enter(member, 1.0)
+def test_a_member_may_come_back_from_due(loop: ManualLoop, wheel: TimerWheel) -> None:
+    member = Member(loop, lambda: wheel.schedule(member, 1.0))
+    wheel.schedule(member, 1.0)
     loop.advance(10)
     gaps = [later - earlier for earlier, later in pairwise(member.due_at)]
     assert len(gaps) >= 8
@@ -75,86 +75,90 @@ def test_a_member_may_come_back_from_due(loop: ManualLoop, wheel: Wheel) -> None
     assert list(wheel) == [member]
 
 
-def test_who_has_left_is_not_due(loop: ManualLoop, wheel: Wheel) -> None:
+def test_who_has_left_is_not_due(loop: ManualLoop, wheel: TimerWheel) -> None:
     members = [Member(loop) for _ in range(3)]
     for member in members:
-        wheel.enter(member, 1.0)
-    wheel.leave(members[1])
+        wheel.schedule(member, 1.0)
+    wheel.cancel(members[1])
     assert set(wheel) == {members[0], members[2]}
     loop.advance(5)
     assert [len(member.due_at) for member in members] == [1, 0, 1]
 
 
-def test_leaving_twice_and_leaving_from_due_are_harmless(loop: ManualLoop, wheel: Wheel) -> None:
-    member = Member(loop, lambda: wheel.leave(member))
-    wheel.enter(member, 1.0)
+def test_leaving_twice_and_leaving_from_due_are_harmless(
+    loop: ManualLoop, wheel: TimerWheel
+) -> None:
+    member = Member(loop, lambda: wheel.cancel(member))
+    wheel.schedule(member, 1.0)
     loop.advance(5)
-    wheel.leave(member)
+    wheel.cancel(member)
     assert len(member.due_at) == 1
 
 
 def test_one_that_is_due_may_make_the_others_of_its_tick_leave(
-    loop: ManualLoop, wheel: Wheel
+    loop: ManualLoop, wheel: TimerWheel
 ) -> None:
     members: list[Member] = []
 
     def end_all() -> None:
         for member in members:
-            wheel.leave(member)
+            wheel.cancel(member)
 
     members += [Member(loop, end_all) for _ in range(5)]
     for member in members:
-        wheel.enter(member, 1.0)
+        wheel.schedule(member, 1.0)
     loop.advance(5)
     assert sum(len(member.due_at) for member in members) == 1
     assert loop.armed == 0
 
 
-def test_an_empty_wheel_has_no_timer(loop: ManualLoop, wheel: Wheel) -> None:
+def test_an_empty_wheel_has_no_timer(loop: ManualLoop, wheel: TimerWheel) -> None:
     assert loop.armed == 0
     member = Member(loop)
-    wheel.enter(member, 1.0)
+    wheel.schedule(member, 1.0)
     assert loop.armed == 1
-    wheel.leave(member)
+    wheel.cancel(member)
     loop.advance(1)
     assert loop.armed == 0
     # And it starts again, without going through the ticks of the time between: for ever.
     loop.advance(1e12)
-    wheel.enter(member, 1.0)
+    wheel.schedule(member, 1.0)
     loop.advance(1.5)
     assert len(member.due_at) == 1
 
 
-def test_many_members_have_one_timer(loop: ManualLoop, wheel: Wheel) -> None:
+def test_many_members_have_one_timer(loop: ManualLoop, wheel: TimerWheel) -> None:
     for number in range(1000):
-        wheel.enter(Member(loop), number)
+        wheel.schedule(Member(loop), number)
     assert loop.armed == 1
 
 
-def test_a_process_that_was_stopped_catches_up(loop: ManualLoop, wheel: Wheel) -> None:
+def test_a_process_that_was_stopped_catches_up(loop: ManualLoop, wheel: TimerWheel) -> None:
     members = [Member(loop) for _ in range(5)]
     for seconds, member in enumerate(members):
-        wheel.enter(member, seconds)
+        wheel.schedule(member, seconds)
     loop.now += 60
     loop.advance(0)
     assert all(member.due_at == [1060.1] for member in members)
 
 
-def test_members_may_leave_while_they_are_walked_through(loop: ManualLoop, wheel: Wheel) -> None:
+def test_members_may_leave_while_they_are_walked_through(
+    loop: ManualLoop, wheel: TimerWheel
+) -> None:
     members = {Member(loop) for _ in range(5)}
     for delay_s, member in enumerate(members):
-        wheel.enter(member, delay_s % 2)
+        wheel.schedule(member, delay_s % 2)
     seen = set()
     for walked in wheel:
         seen.add(walked)
-        wheel.leave(walked)
+        wheel.cancel(walked)
     assert seen == members
     assert list(wheel) == []
 
 
-def test_a_stopped_wheel_is_still(loop: ManualLoop, wheel: Wheel) -> None:
+def test_a_stopped_wheel_is_still(loop: ManualLoop, wheel: TimerWheel) -> None:
     member = Member(loop)
-    wheel.enter(member, 1.0)
+    wheel.schedule(member, 1.0)
     wheel.stop()
     wheel.stop()
     assert loop.armed == 0
@@ -162,16 +166,16 @@ def test_a_stopped_wheel_is_still(loop: ManualLoop, wheel: Wheel) -> None:
     assert member.due_at == []
 
 
-def test_the_wheel_may_be_stopped_by_one_that_is_due(loop: ManualLoop, wheel: Wheel) -> None:
+def test_the_wheel_may_be_stopped_by_one_that_is_due(loop: ManualLoop, wheel: TimerWheel) -> None:
     members = [Member(loop, wheel.stop) for _ in range(3)]
     for member in members:
-        wheel.enter(member, 1.0)
+        wheel.schedule(member, 1.0)
     loop.advance(5)
     assert sum(len(member.due_at) for member in members) == 1
     assert loop.armed == 0
 
 
-def test_a_defect_of_one_member_ends_it_alone(loop: ManualLoop, wheel: Wheel) -> None:
+def test_a_defect_of_one_member_ends_it_alone(loop: ManualLoop, wheel: TimerWheel) -> None:
     defect = LookupError("a defect")
 
     def go_wrong() -> None:
@@ -180,9 +184,9 @@ def test_a_defect_of_one_member_ends_it_alone(loop: ManualLoop, wheel: Wheel) ->
     broken = Member(loop, go_wrong)
     others = [Member(loop) for _ in range(5)]
     for member in (*others, broken):
-        wheel.enter(member, 1.0)
+        wheel.schedule(member, 1.0)
     later = Member(loop)
-    wheel.enter(later, 3.0)
+    wheel.schedule(later, 3.0)
     loop.advance(5)
     assert broken.aborted == [Reason.ERROR]
     assert loop.errors == [defect]

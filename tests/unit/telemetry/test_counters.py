@@ -16,7 +16,7 @@ from egress_proxy.events import (
     UpstreamFailed,
     UpstreamRecovered,
 )
-from egress_proxy.telemetry.counters import BOUNDS_S, Tally
+from egress_proxy.telemetry.counters import BOUNDS_S, Counters
 
 
 def closed(
@@ -42,11 +42,11 @@ def closed(
     )
 
 
-def tally_of(*records: Record) -> Tally:
-    tally = Tally()
+def tally_of(*records: Record) -> Counters:
+    counters = Counters()
     for record in records:
-        tally.observe(record)
-    return tally
+        counters.observe(record)
+    return counters
 
 
 RESOLVED = DestinationResolved(
@@ -60,15 +60,15 @@ UNRESOLVED = DestinationUnresolved(destination="a.example", error="no such name"
 
 
 def test_connections_by_destination_and_reason() -> None:
-    tally = tally_of(
+    counters = tally_of(
         closed(up=1, down=10),
         closed(up=2, down=20),
         closed(Reason.DENIED_CLIENT, connect_s=None),
         closed(Reason.IDLE_TIMEOUT, port=81, up=3),
         DaemonStopped(reset=0),
     )
-    assert set(tally.ended) == {(80, "a.example:80"), (81, "a.example:80")}
-    ended = tally.ended[80, "a.example:80"]
+    assert set(counters.ended) == {(80, "a.example:80"), (81, "a.example:80")}
+    ended = counters.ended[80, "a.example:80"]
     assert {reason: count for reason, count in ended.reasons.items() if count} == {
         "finished": 2,
         "denied_client": 1,
@@ -100,56 +100,62 @@ def test_how_long_connecting_took() -> None:
 
 
 def test_a_name_from_its_first_answer_to_an_outage() -> None:
-    tally = Tally()
-    assert (tally.name("a.example").last_success, tally.name("a.example").addresses) == (None, 0)
-    tally = tally_of(UNRESOLVED)
-    before = tally.name("a.example")
+    counters = Counters()
+    assert (counters.name("a.example").last_success, counters.name("a.example").addresses) == (
+        None,
+        0,
+    )
+    counters = tally_of(UNRESOLVED)
+    before = counters.name("a.example")
     assert before.last_failure is not None
     assert (before.last_failure.what, before.stale) == ("no such name", False)
-    tally.observe(RESOLVED)
-    tally.observe(CHANGED)
-    fresh = tally.name("a.example")
+    counters.observe(RESOLVED)
+    counters.observe(CHANGED)
+    fresh = counters.name("a.example")
     # One address of the answer is denied, so one is in use.
     assert (fresh.addresses, fresh.stale) == (1, False)
     assert 29 < fresh.ttl_left_s <= 30
     assert fresh.last_success is not None
-    tally.observe(STALE)
-    stale = tally.name("a.example")
+    counters.observe(STALE)
+    stale = counters.name("a.example")
     assert (stale.addresses, stale.stale) == (1, True)
     assert stale.lookups == {"resolved": 1, "stale": 1, "unresolved": 1}
-    tally.observe(RESOLVED)
-    assert not tally.name("a.example").stale
+    counters.observe(RESOLVED)
+    assert not counters.name("a.example").stale
 
 
 def test_failures_of_upstreams_by_destination_until_it_is_forgotten() -> None:
     address = "192.0.2.1"
     failed = UpstreamFailed(destination="a.example:80", address=address, error="", retry_s=10)
     recovered = UpstreamRecovered(destination="a.example:80", address=address)
-    tally = tally_of(failed, recovered, failed, closed())
-    assert (tally.upstream_failures["a.example:80"], tally.upstream_failures["b.example:80"]) == (
+    counters = tally_of(failed, recovered, failed, closed())
+    assert (
+        counters.upstream_failures["a.example:80"],
+        counters.upstream_failures["b.example:80"],
+    ) == (
         2,
         0,
     )
-    tally.keep({(81, "a.example:80")}, ())
-    assert tally.upstream_failures == {"a.example:80": 2}
-    tally.keep({(81, "b.example:80")}, ())
-    assert tally.upstream_failures == {}
+    counters.retain_only({(81, "a.example:80")}, ())
+    assert counters.upstream_failures == {"a.example:80": 2}
+    counters.retain_only({(81, "b.example:80")}, ())
+    assert counters.upstream_failures == {}
 
 
 def test_reloads() -> None:
     good = ConfigReloaded(added=(), changed=(), removed=(), unchanged=1)
-    tally = tally_of(good, ConfigRejected(problems=("line 1",)))
-    reloads = tally.reloads
+    counters = tally_of(good, ConfigRejected(problems=("line 1",)))
+    reloads = counters.reloads
     assert (reloads.reloaded, reloads.rejected, reloads.problems) == (1, 1, ("line 1",))
     assert reloads.last is not None
-    tally.observe(good)
-    assert (tally.reloads.reloaded, tally.reloads.problems) == (2, ())
+    counters.observe(good)
+    assert (counters.reloads.reloaded, counters.reloads.problems) == (2, ())
 
 
 def test_what_is_not_kept_is_forgotten() -> None:
-    tally = tally_of(closed(), closed(port=81), RESOLVED)
-    tally.keep({(81, "a.example:80")}, {"a.example"})
-    assert set(tally.ended) == {(81, "a.example:80")}
-    assert tally.name("a.example").lookups["resolved"] == 1
-    tally.keep({(81, "a.example:80")}, ())
-    assert tally.name("a.example").lookups["resolved"] == 0
+    counters = tally_of(closed(), closed(port=81), RESOLVED)
+    counters.retain_only({(81, "a.example:80")}, {"a.example"})
+    assert set(counters.ended) == {(81, "a.example:80")}
+    assert counters.name("a.example").lookups["resolved"] == 1
+    counters.retain_only({(81, "a.example:80")}, ())
+    assert counters.name("a.example").lookups["resolved"] == 0

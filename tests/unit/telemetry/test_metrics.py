@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX, exposition
 from egress_proxy.telemetry.status import Connects, Upstream
 from tests.support.needs import do_without
-from tests.support.snapshots import destination, name, status
+from tests.support.statuses import destination, name, status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.telemetry.status import readiness
-from tests.support.snapshots import destination, name, status
+from tests.support.statuses import destination, name, status
 
 if TYPE_CHECKING:
     from egress_proxy.telemetry.status import Status

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.events import ListenersResumed
-from egress_proxy.telemetry.log_writer import Outlet
+from egress_proxy.telemetry.log_writer import LogWriter
 from egress_proxy.telemetry.logs import RunLog
 from tests.support.terminal import Terminal
 
@@ -47,12 +47,12 @@ class Reader:
 
 
 @contextmanager
-def outlet_to(reader: Reader) -> Iterator[Outlet]:
-    outlet = Outlet(reader.write_fd, lambda dropped: f"dropped {dropped}\n", capacity=CAPACITY)
+def outlet_to(reader: Reader) -> Iterator[LogWriter]:
+    writer = LogWriter(reader.write_fd, lambda dropped: f"dropped {dropped}\n", capacity=CAPACITY)
     try:
-        yield outlet
+        yield writer
     finally:
-        outlet.close()
+        writer.close()
 
 
 @pytest.fixture
@@ -63,70 +63,70 @@ def reader() -> Iterator[Reader]:
 
 
 def test_lines_arrive_in_order(reader: Reader) -> None:
-    with outlet_to(reader) as outlet:
+    with outlet_to(reader) as writer:
         lines = [f"{number}\n" for number in range(500)]
         for line in lines:
-            outlet.write(line)
+            writer.write(line)
         assert reader.read_until(b"499\n") == lines
 
 
 def test_a_reader_that_stops_costs_records_and_is_told_how_many(reader: Reader) -> None:
-    with outlet_to(reader) as outlet:
-        outlet.write(LINE * 60)
+    with outlet_to(reader) as writer:
+        writer.write(LINE * 60)
         reader.wait_until_full()
         # Nobody reads: none of this waits.
         for _ in range(1000):
-            outlet.write(LINE)
-        assert outlet.dropped == 1000 - CAPACITY // len(LINE)
-        lines = reader.read_until(f"dropped {outlet.dropped}\n".encode())
-        assert lines[:-1] == [LINE] * (60 + 1000 - outlet.dropped)
+            writer.write(LINE)
+        assert writer.dropped == 1000 - CAPACITY // len(LINE)
+        lines = reader.read_until(f"dropped {writer.dropped}\n".encode())
+        assert lines[:-1] == [LINE] * (60 + 1000 - writer.dropped)
         # And then everything is as before.
-        outlet.write("after\n")
+        writer.write("after\n")
         assert reader.read_until(b"after\n") == ["after\n"]
 
 
 def test_a_slow_reader_sees_few_gaps_each_at_its_place(reader: Reader) -> None:
-    with outlet_to(reader) as outlet:
-        outlet.write(LINE * 60)
+    with outlet_to(reader) as writer:
+        writer.write(LINE * 60)
         reader.wait_until_full()
         for number in range(1000):
-            outlet.write(f"{number:099}\n")
+            writer.write(f"{number:099}\n")
         # Room for some more, after those that are lost.
         before = reader.read_until(LINE.encode())
         while len(before) < 60 + CAPACITY // len(LINE):
             before += reader.read_until(b"\n")
-        outlet.write("after\n")
+        writer.write("after\n")
         told = before + reader.read_until(b"after\n")
         assert [line for line in told if line.startswith("dropped")] == [
-            f"dropped {outlet.dropped}\n"
+            f"dropped {writer.dropped}\n"
         ]
         numbers = [int(line) for line in told if line[0] == "0"]
-        assert numbers == list(range(1000 - outlet.dropped))
+        assert numbers == list(range(1000 - writer.dropped))
 
 
 def test_a_reader_that_is_gone_harms_nobody(reader: Reader) -> None:
     os.close(reader.fd)
     reader.fd = os.open("/dev/null", os.O_RDONLY)
-    outlet = Outlet(reader.write_fd, lambda _: "dropped\n")
-    outlet.write("a\nb\n")
-    outlet.close()
-    assert outlet.dropped == 2
+    writer = LogWriter(reader.write_fd, lambda _: "dropped\n")
+    writer.write("a\nb\n")
+    writer.close()
+    assert writer.dropped == 2
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_descriptor_that_does_not_block_is_as_good(reader: Reader) -> None:
     os.set_blocking(reader.write_fd, False)
-    with outlet_to(reader) as outlet:
-        outlet.write(LINE * 60)
+    with outlet_to(reader) as writer:
+        writer.write(LINE * 60)
         reader.wait_until_full()
-        outlet.write("after\n")
+        writer.write("after\n")
         assert reader.read_until(b"after\n") == [LINE] * 60 + ["after\n"]
 
 
 def test_at_the_end_what_is_left_is_written(reader: Reader) -> None:
-    outlet = Outlet(reader.write_fd, lambda _: "dropped\n")
-    outlet.write("last\n")
-    outlet.close()
+    writer = LogWriter(reader.write_fd, lambda _: "dropped\n")
+    writer.write("last\n")
+    writer.close()
     assert os.read(reader.fd, 100) == b"last\n"
 
 
@@ -135,7 +135,7 @@ def test_the_daemons_log_tells_of_a_gap_in_its_own_format(reader: Reader) -> Non
     log.observe(ListenersResumed(connections=1))
     [line] = reader.read_until(b"\n")
     assert json.loads(line)["event"] == "listener.resumed"
-    notice = json.loads(log._notice(7))
+    notice = json.loads(log._format_drop_notice(7))
     assert (notice["event"], notice["level"], notice["records"]) == ("log.dropped", "warning", 7)
     assert list(notice)[:3] == ["time", "level", "event"]
     log.close()
