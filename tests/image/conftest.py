@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.image.containers import CNI_PLUGINS, IMAGES, LIMITS, podman, require
+from tests.image.containers import IMAGES, LIMITS, podman, require
+from tests.support.attachments import require_plugins
 from tests.support.lab import Lab
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ def images() -> None:
 @pytest.fixture
 def lab(images: None) -> Iterator[Lab]:  # noqa: ARG001 - for its order
     """The laboratory, with a pod that has no egress interface yet."""
-    require(
-        (CNI_PLUGINS / "macvlan").exists(), "no CNI: apt-get install containernetworking-plugins"
-    )
+    require_plugins()
     with Lab() as built:
         index = built.pod.index("macvlan0")
         built.pod.netlink(lambda ip: ip.link("del", index=index))

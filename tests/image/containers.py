@@ -7,7 +7,6 @@ spec's fields become podman's options in one place, `_options`.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import uuid
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from tests.support.lab import CLUSTER_DNS, GATEWAY, RESERVED, Lab
-from tests.support.namespaces import PRIVILEGED
 from tests.support.needs import do_without
 from tests.support.processes import Process
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
-# Where Debian's containernetworking-plugins puts them.
-CNI_PLUGINS = Path("/usr/lib/cni")
 ROUTER, PROXY = IMAGES = ("localhost/egress-router", "localhost/egress-dns-proxy")
 # Podman would raise these to the machine's hard limits, which not every machine allows.
 LIMITS = ("--ulimit=nofile=4096:4096", "--ulimit=nproc=4096:4096")
@@ -48,34 +44,6 @@ def example(name: str) -> Resource:
     """A pod of `deploy/examples`."""
     pod: Resource = yaml.safe_load((ROOT / "deploy/examples" / f"{name}.yaml").read_text())
     return pod
-
-
-def attach_macvlan(lab: Lab, ipam: Resource) -> None:
-    """Give the pod `macvlan0` as a container runtime would: by the CNI plugin, from the node.
-
-    The configuration is that of `deploy/overlays/multus`, with the laboratory's interface and
-    `ipam`. An empty one leaves it without an address, as OpenShift SDN does.
-    """
-    attachment = yaml.safe_load(
-        (ROOT / "deploy/overlays/multus/networkattachment.yaml").read_text()
-    )
-    config = json.loads(attachment["spec"]["config"]) | {"master": "lan0", "ipam": ipam}
-    environment = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": "egress-router",
-        "CNI_IFNAME": "macvlan0",
-        "CNI_NETNS": _path(lab.pod.descriptor),
-        "CNI_PATH": str(CNI_PLUGINS),
-    }
-    subprocess.run(
-        PRIVILEGED.launcher(lab.node.descriptor, str(CNI_PLUGINS / "macvlan")),
-        input=json.dumps(config),
-        env=environment,
-        pass_fds=(lab.node.descriptor,),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
 
 
 def _path(descriptor: int) -> str:

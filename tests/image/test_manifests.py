@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kubernetes_validate
 import pytest
@@ -16,7 +18,22 @@ from kubernetes_validate.utils import SchemaNotFoundError
 from egress_proxy.config.settings import read_settings
 from tests.image.containers import ROOT, Resource, example, require
 
-OVERLAYS = ("overlays/openshift-sdn", "overlays/multus", "overlays/configmap", "examples/shop")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DEPLOY = ROOT / "deploy"
+
+OVERLAYS = (
+    "overlays/configmap",
+    "overlays/multus",
+    "overlays/openshift-ovn",
+    "overlays/openshift-sdn",
+    "overlays/ovn-localnet",
+    "examples/shop/database",
+    "examples/shop/payments",
+)
+# Applied once per cluster or namespace; they hold no router.
+ONCE = ("cluster/openshift", "cluster/openshift-sdn", "namespace")
 EXAMPLES = ("pod-privileged", "pod-least-privilege")
 # The oldest with a schema, OpenShift 4.14's (the last with OpenShift SDN in support), a newer one,
 # and the newest that the package knows.
@@ -41,8 +58,9 @@ def require_kubectl() -> str:
 
 
 @cache
-def render(directory: str) -> list[Resource]:
-    command = [require_kubectl(), "kustomize", f"{ROOT}/deploy/{directory}"]
+def render(directory: str | Path) -> list[Resource]:
+    """A directory below `deploy/`, or any other one by its absolute path."""
+    command = [require_kubectl(), "kustomize", str(DEPLOY / directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     # A warning is a deprecated field.
     assert done.stderr == ""
@@ -71,7 +89,7 @@ def pod_of(resources: list[Resource]) -> Resource:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", ["base", *OVERLAYS])
+@pytest.mark.parametrize("overlay", ["base", *OVERLAYS, *ONCE, "examples/shop"])
 def test_every_manifest_renders_and_is_valid(overlay: str, version: str) -> None:
     for resource in render(overlay):
         try:
@@ -141,9 +159,11 @@ def assert_least(container: Resource, *, root: bool, capabilities: list[str]) ->
 @pytest.mark.parametrize(
     "pod",
     [
-        pytest.param(lambda: pod_of(render("overlays/multus")), id="multus"),
-        pytest.param(lambda: pod_of(render("overlays/configmap")), id="configmap"),
-        pytest.param(lambda: pod_of(render("examples/shop")), id="shop"),
+        *(
+            pytest.param(lambda overlay=overlay: pod_of(render(overlay)), id=overlay)
+            for overlay in OVERLAYS
+            if overlay != "overlays/openshift-sdn"
+        ),
         pytest.param(lambda: example("pod-least-privilege"), id="example"),
     ],
 )
@@ -170,31 +190,225 @@ def test_openshift_sdn_gets_its_one_privileged_container_and_no_second() -> None
     assert_least(proxy, root=False, capabilities=[])
 
 
-def test_the_service_account_may_use_the_constraint_that_is_there() -> None:
-    resources = render("overlays/openshift-sdn")
-    constraint = one(resources, "SecurityContextConstraints")
-    (rule,) = one(resources, "Role")["rules"]
+@pytest.mark.parametrize(
+    ("overlay", "cluster"),
+    [
+        ("overlays/openshift-ovn", "cluster/openshift"),
+        ("overlays/openshift-sdn", "cluster/openshift-sdn"),
+        ("examples/shop/payments", "cluster/openshift"),
+    ],
+)
+def test_the_service_account_may_use_a_constraint_that_admits_its_pod(
+    overlay: str, cluster: str
+) -> None:
+    resources, once = render(overlay), render(cluster)
+    constraint = one(once, "SecurityContextConstraints")
+    role = one(once, "ClusterRole")
+    (rule,) = role["rules"]
     assert rule["resourceNames"] == [constraint["metadata"]["name"]]
-    (subject,) = one(resources, "RoleBinding")["subjects"]
-    assert subject["name"] == pod_of(resources)["spec"]["serviceAccountName"]
-    assert constraint["allowPrivilegedContainer"] is True
+    binding = one(resources, "RoleBinding")
+    assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (
+        "ClusterRole",
+        role["metadata"]["name"],
+    )
+    (subject,) = binding["subjects"]
+    spec = pod_of(resources)["spec"]
+    assert subject["name"] == spec["serviceAccountName"]
+    for container in (*spec["initContainers"], *spec["containers"]):
+        context = container["securityContext"]
+        assert not context.get("privileged") or constraint["allowPrivilegedContainer"]
+        assert not context["allowPrivilegeEscalation"] or constraint["allowPrivilegeEscalation"]
+        added = (context.get("capabilities") or {}).get("add", [])
+        assert set(added) <= set(constraint["allowedCapabilities"])
 
 
-@pytest.mark.parametrize("overlay", ["overlays/multus", "overlays/configmap", "examples/shop"])
-def test_the_attachment_has_the_source_address_and_the_egress_interface(overlay: str) -> None:
+def test_the_two_constraints_have_their_own_names_and_only_one_is_privileged() -> None:
+    found = {
+        resource["metadata"]["name"]: resource["allowPrivilegedContainer"]
+        for directory in ("cluster/openshift", "cluster/openshift-sdn")
+        for resource in render(directory)
+        if resource["kind"] == "SecurityContextConstraints"
+    }
+    assert found == {"egress-router": False, "egress-router-sdn": True}
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if "sdn" not in name])
+def test_the_pod_is_attached_and_its_address_stands_in_one_place(overlay: str) -> None:
     resources = render(overlay)
     attachment = one(resources, "NetworkAttachmentDefinition")
-    config = json.loads(attachment["spec"]["config"])
+    annotations = pod_of(resources)["metadata"]["annotations"]
+    assert annotations["k8s.v1.cni.cncf.io/networks"] == attachment["metadata"]["name"]
     (init,) = pod_of(resources)["spec"]["initContainers"]
     variables = environment(resources, init)
-    assert config["type"] == "macvlan"
-    assert [entry["address"] for entry in config["ipam"]["addresses"]] == [
-        variables["EGRESS_SOURCE"]
-    ]
-    networks = json.loads(
-        pod_of(resources)["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"]
+    # What Multus calls the interface of the first network.
+    assert variables["EGRESS_INTERFACE"] == "net1"
+    source = variables["EGRESS_SOURCE"].partition("/")[0]
+    assert json.dumps(resources).count(source) == 1
+
+
+@pytest.mark.parametrize(
+    "overlay", ["overlays/multus", "overlays/openshift-ovn", "examples/shop/payments"]
+)
+def test_the_attachment_is_a_bare_macvlan_that_ignores_advertisements(overlay: str) -> None:
+    attachment = one(render(overlay), "NetworkAttachmentDefinition")
+    macvlan, tuning = json.loads(attachment["spec"]["config"])["plugins"]
+    assert (macvlan["type"], macvlan["ipam"]) == ("macvlan", {})
+    assert tuning == {"type": "tuning", "sysctl": {"net.ipv6.conf.IFNAME.accept_ra": "0"}}
+
+
+def build(directory: Path, **kustomization: object) -> list[Resource]:
+    """A kustomization in `directory` on top of `deploy/`, rendered."""
+    text = yaml.safe_dump(kustomization).replace("DEPLOY", os.path.relpath(DEPLOY, directory))
+    (directory / "kustomization.yaml").write_text(text)
+    return render(directory)
+
+
+def test_a_localnet_attachment_names_itself_as_ovn_kubernetes_wants(tmp_path: Path) -> None:
+    resources = build(
+        tmp_path,
+        namespace="shop",
+        namePrefix="swift-",
+        nameSuffix="-2",
+        resources=["DEPLOY/overlays/ovn-localnet"],
+        components=["DEPLOY/components/openshift"],
+        transformers=["DEPLOY/overlays/ovn-localnet/names"],
     )
-    assert networks == [{"name": attachment["metadata"]["name"], "interface": "macvlan0"}]
+    attachment = one(resources, "NetworkAttachmentDefinition")
+    config = json.loads(attachment["spec"]["config"])
+    assert attachment["metadata"]["name"] == "swift-egress-router-2"
+    assert config["netAttachDefName"] == "shop/swift-egress-router-2"
+    assert (config["type"], config["topology"]) == ("ovn-k8s-cni-overlay", "localnet")
+    annotations = pod_of(resources)["metadata"]["annotations"]
+    assert annotations["k8s.v1.cni.cncf.io/networks"] == attachment["metadata"]["name"]
+
+
+def labels_of(resource: Resource) -> dict[str, str]:
+    labels: dict[str, str] = resource["spec"]["template"]["metadata"]["labels"]
+    return labels
+
+
+def selectors(resource: Resource) -> Iterator[dict[str, str]]:
+    """Every selector of pods in `resource`, but for those of a policy's clients."""
+    spec = resource.get("spec", {})
+    selector = spec.get("podSelector", spec.get("selector"))
+    if selector is not None:
+        yield selector.get("matchLabels", selector)
+
+
+def strings(value: object) -> Iterator[str]:
+    """Every text in a resource, those of its keys left out."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("names", [("namePrefix", "{}-"), ("nameSuffix", "-{}")])
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.startswith("overlays/")])
+def test_of_two_routers_in_one_namespace_none_selects_anything_of_the_other(
+    overlay: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    field, form = names
+    routers = {}
+    for router in ("database", "payments"):
+        directory = tmp_path / router
+        directory.mkdir()
+        renamed: dict[str, object] = {field: form.format(router)}
+        if overlay.endswith("localnet"):
+            renamed["transformers"] = ["DEPLOY/overlays/ovn-localnet/names"]
+        routers[router] = build(
+            directory, namespace="shop", resources=[f"DEPLOY/{overlay}"], **renamed
+        )
+    together = build(tmp_path, resources=["database", "payments"])
+    assert sorted(map(str, together)) == sorted(map(str, chain(*routers.values())))
+
+    for router, resources in routers.items():
+        (other,) = set(routers) - {router}
+        labels = {name: labels_of(one(routers[name], "Deployment")) for name in routers}
+        found = [selector for resource in resources for selector in selectors(resource)]
+        # Those of Deployment, Service and NetworkPolicy.
+        assert len(found) == 3
+        for selector in found:
+            assert selector.items() <= labels[router].items()
+            assert not selector.items() <= labels[other].items()
+        # No name is left that a resource had before, and none is the other's.
+        mentioned = set(strings(resources))
+        for resource in routers[other]:
+            assert resource["metadata"]["name"] not in mentioned
+        for resource in resources:
+            assert router in resource["metadata"]["name"]
+
+
+def test_the_shop_has_two_routers_that_its_clients_reach() -> None:
+    resources = render("examples/shop")
+    namespace = one(resources, "Namespace")["metadata"]
+    assert {
+        resource["metadata"]["namespace"]
+        for resource in resources
+        if resource["kind"] != "Namespace"
+    } == {namespace["name"]}
+    for router in ("database", "payments"):
+        policy = one(resources, "NetworkPolicy", name=f"{router}-egress-router")
+        clients, _ = policy["spec"]["ingress"]
+        (client,) = clients["from"]
+        assert client["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "shop"}
+        destinations = DEPLOY / "examples/shop" / router
+        made = subprocess.run(
+            [DEPLOY / "ports.sh", destinations / "destinations"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert (destinations / "ports/kustomization.yaml").read_text() == made, "run ports.sh"
+
+
+def test_ports_are_made_from_every_way_to_write_destinations(tmp_path: Path) -> None:
+    text = (
+        "# first\r\n\r\n80 198.51.100.11\r\n  8443\tweb.example.com 443 # a comment\n5432 a.example"
+    )
+    (tmp_path / "destinations").write_text(text)
+    made = subprocess.run(
+        [DEPLOY / "ports.sh", tmp_path / "destinations"], capture_output=True, text=True, check=True
+    ).stdout
+    (tmp_path / "ports").mkdir()
+    (tmp_path / "ports/kustomization.yaml").write_text(made)
+    resources = build(tmp_path, resources=["DEPLOY/overlays/multus"], components=["ports"])
+    assert [port["port"] for port in one(resources, "Service")["spec"]["ports"]] == [80, 8443, 5432]
+    clients, _ = one(resources, "NetworkPolicy")["spec"]["ingress"]
+    assert [port["port"] for port in clients["ports"]] == [80, 8443, 5432]
+
+
+def test_the_namespace_admits_the_pods_and_its_quota_too() -> None:
+    resources = render("examples/shop")
+    labels = one(resources, "Namespace")["metadata"]["labels"]
+    # NET_ADMIN and root violate the levels "baseline" and "restricted".
+    assert labels["pod-security.kubernetes.io/enforce"] == "privileged"
+    hard = dict(one(resources, "ResourceQuota")["spec"]["hard"])
+    pods = [resource for resource in resources if resource["kind"] == "Deployment"]
+    assert len(pods) <= int(hard.pop("pods"))
+    for entry, most in hard.items():
+        kind, _, resource = entry.partition(".")
+        # Kubernetes counts the greater of the init container's and the others' sum.
+        used = sum(
+            max(
+                *(quantity(c["resources"][kind][resource]) for c in spec["initContainers"]),
+                sum(quantity(c["resources"][kind][resource]) for c in spec["containers"]),
+            )
+            for spec in (pod["spec"]["template"]["spec"] for pod in pods)
+        )
+        assert used <= quantity(most)
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity of the units that `deploy/` uses."""
+    for unit, factor in (("m", 0.001), ("Mi", 2**20), ("Gi", 2**30)):
+        if text.endswith(unit):
+            return float(text.removesuffix(unit)) * factor
+    return float(text)
 
 
 def test_the_privileged_example_is_the_pod_as_it_always_was() -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.image.containers import Pod, attach_macvlan, example
+from tests.image.containers import Pod, example
+from tests.support.attachments import attach, macvlan
 from tests.support.dns import DnsServer, Name
 from tests.support.lab import CLUSTER_DNS, OUTSIDE, POD, RESERVED, Lab
 
@@ -26,7 +27,7 @@ BULK = bytes(range(256)) * (1 << 16)
 @pytest.fixture(params=["pod-privileged", "pod-least-privilege"])
 def pod(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Pod]:
     """The pod in one privilege form, its macvlan without an address, its names resolvable."""
-    attach_macvlan(lab, {})
+    attach(lab, "macvlan0", macvlan("lan0", ipam={}))
     with (
         DnsServer(lab.node.bind(CLUSTER_DNS.v4, 53), lab.node.listen(CLUSTER_DNS.v4, 53)) as server,
         Pod(lab, example(request.param), tmp_path) as made,
@@ -90,7 +91,8 @@ def test_bytes_pass_and_the_outside_sees_the_reserved_address(
 def test_an_interface_that_multus_gave_the_address_works_as_well(
     lab: Lab, tmp_path: Path, outside: socket.socket
 ) -> None:
-    attach_macvlan(lab, {"type": "static", "addresses": [{"address": str(RESERVED.interface4)}]})
+    ipam = {"type": "static", "addresses": [{"address": str(RESERVED.interface4)}]}
+    attach(lab, "macvlan0", macvlan("lan0", ipam))
     with Pod(lab, example("pod-least-privilege"), tmp_path) as pod:
         initialize(pod)
         with pod.proxy(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {OUTSIDE.v4} {REMOTE_PORT}") as proxy:

@@ -1,56 +1,75 @@
-"""Attachments as Multus makes them: Debian's real macvlan plugin with static addresses."""
+"""Attachments as Multus makes them: those of `deploy/overlays`, and with static addresses."""
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.netns.init_lab import DUAL, V4, assert_works, default_routes, init, observe
+from tests.support import attachments
+from tests.support.attachments import macvlan, shipped
 from tests.support.lab import CLIENT, GATEWAY, NODE_TO_PODS, RESERVED
-from tests.support.needs import do_without
 
 if TYPE_CHECKING:
     from tests.support.lab import Lab
 
-PLUGINS = Path("/usr/lib/cni")
 ON_NET1 = {"EGRESS_INTERFACE": "net1"}
 
 
 @pytest.fixture(autouse=True)
 def plugins() -> None:
-    """Debian has them in the package containernetworking-plugins."""
-    if not (PLUGINS / "macvlan").exists() or not (PLUGINS / "static").exists():
-        do_without(f"no CNI plugins in {PLUGINS}")
+    attachments.require_plugins()
 
 
-def attach(lab: Lab, directory: Path, **ipam: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
-    """Have the plugin make ``net1`` in the pod, as a runtime on the node would; its result."""
-    path = directory / "net1.json"
-    configuration = {
-        "cniVersion": "1.0.0",
-        "name": "egress",
-        "type": "macvlan",
-        "master": "lan0",
-        "mode": "bridge",
-        "ipam": {"type": "static", **ipam} if ipam else {},
-    }
-    path.write_text(json.dumps(configuration))
-    environ = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": "pod",
-        "CNI_NETNS": f"/proc/{os.getpid()}/fd/{lab.pod.descriptor}",
-        "CNI_IFNAME": "net1",
-        "CNI_PATH": str(PLUGINS),
-    }
-    script = f"exec {PLUGINS}/macvlan < {path}"
-    done = lab.node.run("/bin/sh", "-c", script, env=environ)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+def attach(lab: Lab, **ipam: Any) -> None:  # noqa: ANN401 - JSON
+    """Give the pod ``net1`` with the addresses of `ipam`, as an attachment of one plugin does."""
+    attachments.attach(
+        lab, "net1", macvlan("lan0", {"type": "static", **ipam} if ipam else {}, tuning=False)
+    )
+
+
+def make_bridge(lab: Lab) -> None:
+    """Make the node's interface on the LAN a port of br-ex, as OVN-Kubernetes does."""
+    macvlan0, lan = lab.pod.index("macvlan0"), lab.node.index("lan0")
+    lab.pod.netlink(lambda ip: ip.link("del", index=macvlan0))
+    lab.node.netlink(lambda ip: ip.link("add", ifname="br-ex", kind="bridge"))
+    bridge = lab.node.index("br-ex")
+    lab.node.netlink(lambda ip: ip.link("set", index=lan, master=bridge))
+    lab.node.configure("br-ex")
+
+
+@pytest.mark.parametrize("env", [V4, DUAL], ids=["IPv4", "both families"])
+def test_the_shipped_macvlan_works_without_a_warning(lab: Lab, env: dict[str, str]) -> None:
+    attachments.attach(lab, "net1", macvlan("lan0", ipam={}))
+    result = init(lab, env | ON_NET1, read_only=True)
+    result.expect_done()
+    assert result.warnings == []
+    assert_works(lab, env | ON_NET1, read_only=True)
+
+
+def test_a_macvlan_needs_br_ex_where_that_has_the_only_interface(lab: Lab) -> None:
+    make_bridge(lab)
+    with pytest.raises(OSError, match="device or resource busy"):
+        attachments.attach(lab, "net1", macvlan("lan0", ipam={}))
+    attachments.attach(lab, "net1", macvlan("br-ex", ipam={}))
+    init(lab, V4 | ON_NET1).expect_done()
+    assert_works(lab, V4 | ON_NET1)
+
+
+def test_a_port_of_a_switch_as_ovn_kubernetes_makes_it_for_a_localnet(lab: Lab) -> None:
+    """A veth whose other end is a port of the bridge stands for it; the plugin needs a cluster."""
+    assert "subnets" not in shipped("ovn-localnet")  # so the interface has no address
+    make_bridge(lab)
+    lab.pod.join("net1", lab.node, "port0")
+    port, bridge = lab.node.index("port0"), lab.node.index("br-ex")
+    lab.node.netlink(lambda ip: ip.link("set", index=port, master=bridge, state="up"))
+    result = init(lab, DUAL | ON_NET1, read_only=True)
+    result.expect_done()
+    # OVN-Kubernetes allows no second plugin that could set it.
+    (warning,) = result.warnings
+    assert (warning["value"], warning["reason"][:18]) == ("net1", "routers on the LAN")
+    assert_works(lab, DUAL | ON_NET1, read_only=True)
 
 
 def addresses(lab: Lab, interface: str) -> set[str]:
@@ -64,27 +83,26 @@ def addresses(lab: Lab, interface: str) -> set[str]:
 @pytest.mark.parametrize("length", [25, 32])
 @pytest.mark.parametrize("source", [RESERVED.v4, f"{RESERVED.v4}/25", f"{RESERVED.v4}/32"])
 def test_an_address_of_any_length_for_a_source_of_any_length(
-    lab: Lab, tmp_path: Path, length: int, source: str
+    lab: Lab, length: int, source: str
 ) -> None:
     given = f"{RESERVED.v4}/{length}"
-    attach(lab, tmp_path, addresses=[{"address": given}])
+    attach(lab, addresses=[{"address": given}])
     env = V4 | ON_NET1 | {"EGRESS_SOURCE": source}
     init(lab, env).expect_done()
     assert addresses(lab, "net1") == {given}
     assert_works(lab, env)
 
 
-def test_an_attachment_without_an_address(lab: Lab, tmp_path: Path) -> None:
+def test_an_attachment_without_an_address(lab: Lab) -> None:
     """That is an attachment without IPAM; the plugin `static` wants an address."""
-    attach(lab, tmp_path)
+    attach(lab)
     init(lab, V4 | ON_NET1).expect_done()
     assert_works(lab, V4 | ON_NET1)
 
 
-def test_a_route_to_the_gateway(lab: Lab, tmp_path: Path) -> None:
+def test_a_route_to_the_gateway(lab: Lab) -> None:
     attach(
         lab,
-        tmp_path,
         addresses=[{"address": f"{RESERVED.v4}/32"}],
         routes=[{"dst": f"{GATEWAY.v4}/32"}],
     )
@@ -93,10 +111,9 @@ def test_a_route_to_the_gateway(lab: Lab, tmp_path: Path) -> None:
     assert_works(lab, env)
 
 
-def test_both_families(lab: Lab, tmp_path: Path) -> None:
+def test_both_families(lab: Lab) -> None:
     attach(
         lab,
-        tmp_path,
         addresses=[
             {"address": str(RESERVED.interface4), "gateway": GATEWAY.v4},
             {"address": str(RESERVED.interface6), "gateway": GATEWAY.v6},
@@ -106,14 +123,13 @@ def test_both_families(lab: Lab, tmp_path: Path) -> None:
     assert_works(lab, DUAL | ON_NET1)
 
 
-def test_the_attachment_has_the_default_route(lab: Lab, tmp_path: Path) -> None:
+def test_the_attachment_has_the_default_route(lab: Lab) -> None:
     """As with Multus' ``default-route``, which takes that of the pod network away."""
     clients = str(CLIENT.interface4.network)
     lab.pod.netlink(lambda ip: ip.route("del", dst="default", gateway=NODE_TO_PODS.v4))
     lab.pod.netlink(lambda ip: ip.route("add", dst=clients, gateway=NODE_TO_PODS.v4))
     attach(
         lab,
-        tmp_path,
         addresses=[{"address": str(RESERVED.interface4)}],
         routes=[{"dst": "0.0.0.0/0", "gw": GATEWAY.v4}],
     )
