@@ -7,14 +7,13 @@ announcement answers nobody, and neither may depend on the routes that are just 
 from __future__ import annotations
 
 import select
-import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Self
 
-from egress_proxy.init.frames import (
+from egress_proxy.lan.frames import (
     ETH_P_ARP,
     ETH_P_IPV6,
     announcements,
@@ -22,14 +21,16 @@ from egress_proxy.init.frames import (
     probe,
     question,
 )
+from egress_proxy.lan.packet_sockets import open_packet_socket
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import TracebackType
 
-    from egress_proxy.init.frames import Claim, Frame
-    from egress_proxy.init.settings import Source
+    from egress_proxy.config.sources import Source
     from egress_proxy.ip import Address
+    from egress_proxy.lan.frames import Claim, Frame
 
 # RFC 5227 section 1.1, PROBE_NUM.
 _PROBES = 3
@@ -95,7 +96,7 @@ class Wire:
         """A wire that hears from now on. Raises OSError, as without NET_RAW."""
         with ExitStack() as stack:
             sockets = {
-                ethertype: stack.enter_context(_packet_socket(interface, ethertype))
+                ethertype: stack.enter_context(open_packet_socket(interface, ethertype))
                 for ethertype in (ETH_P_ARP, ETH_P_IPV6)
             }
             stack.pop_all()
@@ -151,18 +152,6 @@ class Wire:
         claim = parse(ethertype, sender, payload)
         if claim is not None and claim.mac != self.mac:
             yield claim
-
-
-def _packet_socket(interface: str, ethertype: int) -> socket.socket:
-    # Protocol 0 hears nothing until it is bound: without it, every interface would be claim.
-    opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
-    try:
-        opened.bind((interface, ethertype))
-    except OSError:
-        opened.close()
-        raise
-    opened.settimeout(0)
-    return opened
 
 
 def other_owner(claim: Iterable[Claim], addresses: Iterable[Address]) -> tuple[Address, str] | None:

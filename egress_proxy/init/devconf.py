@@ -5,12 +5,12 @@ In a container that is not privileged it is. pyroute2 has no call for these mess
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from pathlib import Path
 
 from egress_proxy.init.steps import SetSysctl
+from egress_proxy.pod.rtnetlink import attribute, request
 
 # linux/rtnetlink.h
 _RTM_SETLINK = 19
@@ -25,11 +25,6 @@ _NDTA_NAME = 1
 _NDTA_PARMS = 6
 _NDTPA_IFINDEX = 1
 _NDTPA_RETRANS_TIME = 5
-# linux/netlink.h
-_NLM_F_REQUEST = 0x1
-_NLM_F_ACK = 0x4
-_NLMSG_ERROR = 2
-_HEADER = struct.Struct("=IHHII")
 
 
 def set_sysctl(change: SetSysctl) -> None:
@@ -45,34 +40,15 @@ def set_sysctl(change: SetSysctl) -> None:
 
 
 def _set_ipv4(index: int, setting: int, value: int) -> None:
-    settings = _attribute(_IFLA_INET_CONF, _attribute(setting, struct.pack("=I", value)))
+    settings = attribute(_IFLA_INET_CONF, attribute(setting, struct.pack("=I", value)))
     # struct ifinfomsg: family, type, index, flags and which of them to change.
     link = struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, 0, 0)
-    _request(_RTM_SETLINK, link + _attribute(_IFLA_AF_SPEC, _attribute(socket.AF_INET, settings)))
+    request(_RTM_SETLINK, link + attribute(_IFLA_AF_SPEC, attribute(socket.AF_INET, settings)))
 
 
 def _set_retrans_time(index: int, milliseconds: int) -> None:
-    parameters = _attribute(_NDTPA_IFINDEX, struct.pack("=I", index))
-    parameters += _attribute(_NDTPA_RETRANS_TIME, struct.pack("=Q", milliseconds))
+    parameters = attribute(_NDTPA_IFINDEX, struct.pack("=I", index))
+    parameters += attribute(_NDTPA_RETRANS_TIME, struct.pack("=Q", milliseconds))
     # struct ndtmsg: the family; the kernel's table of IPv6 neighbours has this name.
-    table = struct.pack("=Bxxx", socket.AF_INET6) + _attribute(_NDTA_NAME, b"ndisc_cache\0")
-    _request(_RTM_SETNEIGHTBL, table + _attribute(_NDTA_PARMS, parameters))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    """A `struct nlattr` with its value, filled up to four octets (netlink(7))."""
-    octets = struct.pack("=HH", 4 + len(value), kind) + value
-    return octets + bytes(-len(octets) % 4)
-
-
-def _request(kind: int, body: bytes) -> None:
-    """Send one message and wait until the kernel has done it."""
-    flags = _NLM_F_REQUEST | _NLM_F_ACK
-    header = _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as kernel:
-        kernel.sendto(header + body, (0, 0))
-        answer = kernel.recv(1 << 16)
-    _, answered, _, _, _ = _HEADER.unpack_from(answer)
-    (error,) = struct.unpack_from("=i", answer, _HEADER.size)
-    if answered != _NLMSG_ERROR or error != 0:
-        raise OSError(-error, os.strerror(-error))
+    table = struct.pack("=Bxxx", socket.AF_INET6) + attribute(_NDTA_NAME, b"ndisc_cache\0")
+    request(_RTM_SETNEIGHTBL, table + attribute(_NDTA_PARMS, parameters))

@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from egress_proxy.config import sources as names
 from egress_proxy.config import variables
 from egress_proxy.errors import Problem
-from egress_proxy.init import settings as names
 from egress_proxy.init.state import IPV6, REPLY_TABLE
 from egress_proxy.init.steps import PutAddress, SetLink, SetSysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from egress_proxy.init.settings import InitSettings, Source
+    from egress_proxy.config.sources import Source
+    from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import Link, State
     from egress_proxy.init.steps import Change
     from egress_proxy.ip import Address

@@ -31,7 +31,7 @@ from egress_proxy.init.steps import DropRoute, DropRule, PutRoute, PutRule, Step
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from egress_proxy.init.settings import Source
+    from egress_proxy.config.sources import Source
     from egress_proxy.init.state import Link, State
     from egress_proxy.ip import Address, Network
 

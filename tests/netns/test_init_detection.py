@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.init.frames import ETH_P_ARP, ETH_P_IPV6, parse, probe
+from egress_proxy.lan.frames import ETH_P_ARP, ETH_P_IPV6, parse, probe
 from tests.netns.init_lab import DUAL, V4, V6, default_routes, init, observe, snapshot
 from tests.support.lab import EGRESS_PROXY, NODE_TO_PODS, OUTSIDE, RESERVED, Lab
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from egress_proxy.init.frames import ETH_P_ARP
 from egress_proxy.init.run import preview
 from egress_proxy.init.settings import read_settings
+from egress_proxy.lan.frames import ETH_P_ARP
 from tests.netns.init_lab import DUAL, drain, init, monitor, settle
 from tests.support.lab import RESERVED
 

@@ -12,6 +12,7 @@ import pytest
 from egress_proxy import __version__
 from egress_proxy.cli import main, shorten
 from egress_proxy.config import run_variables as environment
+from egress_proxy.config import sources
 from egress_proxy.config.variables import PREFIX as P
 from egress_proxy.init import settings as init_settings
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 INIT = {"EGRESS_SOURCE": "192.0.2.99/24", "EGRESS_GATEWAY": "192.0.2.1"}
 RUN = {f"{P}DESTINATION": "80 192.0.2.10"}
-NO_SOURCE = "EGRESS_SOURCE: not set; set it to " + init_settings.SOURCE.meaning
-NO_GATEWAY = "EGRESS_GATEWAY: not set; set it to " + init_settings.GATEWAY.meaning
+NO_SOURCE = "EGRESS_SOURCE: not set; set it to " + sources.SOURCE.meaning
+NO_GATEWAY = "EGRESS_GATEWAY: not set; set it to " + sources.GATEWAY.meaning
 NO_DESTINATION = f"{P}DESTINATION: no destination; write one a line: <port> <host> [<remote port>]"
 NO_HOST = (
     f"{P}DESTINATION line 1: 'localhost': a name of a single label; "

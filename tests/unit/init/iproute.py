@@ -6,7 +6,8 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from egress_proxy.init.settings import InitSettings, Source
+from egress_proxy.config.sources import Source
+from egress_proxy.init.settings import InitSettings
 from egress_proxy.init.state import (
     IPV6,
     MAIN_TABLE,

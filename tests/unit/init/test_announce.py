@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from egress_proxy.config.sources import Source
 from egress_proxy.init.announce import DEFAULT_PACE, Pace, Wire, announce, detect, other_owner
-from egress_proxy.init.frames import ETH_P_ARP, Claim, announcements, probe
-from egress_proxy.init.settings import Source
+from egress_proxy.lan.frames import ETH_P_ARP, Claim, announcements, probe
 
 if TYPE_CHECKING:
     import socket

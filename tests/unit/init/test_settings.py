@@ -6,8 +6,9 @@ from ipaddress import ip_address
 
 import pytest
 
+from egress_proxy.config.sources import Source
 from egress_proxy.errors import ConfigurationError
-from egress_proxy.init.settings import VARIABLES, InitSettings, Source, read_settings
+from egress_proxy.init.settings import VARIABLES, InitSettings, read_settings
 
 GOOD = {"EGRESS_SOURCE": "192.0.2.99/24", "EGRESS_GATEWAY": "192.0.2.1"}
 SOURCE = Source(ip_address("192.0.2.99"), 24, ip_address("192.0.2.1"))

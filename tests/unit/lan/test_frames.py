@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from egress_proxy.init.frames import (
+from egress_proxy.lan.frames import (
     ETH_P_ARP,
     ETH_P_IPV6,
     Claim,
