@@ -1,18 +1,22 @@
-"""What happened, as frozen values: the data plane emits records, observers decide what they become.
+"""What happened, as frozen values: each part of the program emits events, observers use them.
 
-A record's class says its `event`, the constant dotted name that logs carry, and its `level`; its
-fields are the log's fields. Durations are in seconds, sizes in octets. Socket addresses are as
-the socket module has them, address and port first: a record is made for each connection, text
-only where one is written (`as_text`).
+An observer writes an event as a log record (`telemetry.logs`) or counts it (`telemetry.counters`).
+The class of an event has its `name`, the constant dotted name in the log, and its `level`; the
+fields of an event are the fields of the log record. Durations are in seconds, sizes in bytes.
+The socket addresses in `ConnectionClosed` are tuples as the socket module returns them, because
+that event is made for each connection: text is made (`as_text`) only if a record is written.
 """
 
 from __future__ import annotations
 
 import enum
+import traceback
 from collections.abc import Sequence  # noqa: TC003 - msgspec reads annotations at run time
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import msgspec
+
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 
 def as_text(address: Sequence[object] | None) -> str:
@@ -36,45 +40,52 @@ class Reason(enum.StrEnum):
     CONNECT_UNREACHABLE = "connect_unreachable"
     CLIENT_GONE = "client_gone"
     DENIED_CLIENT = "denied_client"
-    DENIED_ADDRESS = "denied_address"
     WITHDRAWN = "withdrawn"
     DRAINED = "drained"
     ERROR = "error"
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of all records."""
+class _EventType(msgspec.StructMeta):
+    """Takes name and level as class arguments. Events are frozen, their fields keyword-only."""
 
-    event: ClassVar[str]
-    level: ClassVar[Literal["debug", "info", "warning"]] = "info"
+    def __new__(
+        cls, cls_name: str, bases: tuple[type, ...], namespace: dict[str, Any], **arguments: str
+    ) -> _EventType:
+        namespace.update(arguments)
+        return super().__new__(cls, cls_name, bases, namespace, frozen=True, kw_only=True)
+
+
+class Event(msgspec.Struct, metaclass=_EventType):
+    """The base of all events."""
+
+    name: ClassVar[str]
+    level: ClassVar[Level]
 
 
 class Observer(Protocol):
-    """Takes records as they come; it must be quick, and must not raise."""
+    """Receives events as they happen. It must be quick and must not raise."""
 
-    def observe(self, record: Record) -> None: ...
+    def observe(self, event: Event) -> None: ...
 
 
 class Observers:
-    """Several as one."""
+    """Several observers as one."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
-    def observe(self, record: Record) -> None:
+    def observe(self, event: Event) -> None:
         for observer in self._observers:
-            observer.observe(record)
+            observer.observe(event)
 
 
-class ConnectionClosed(Record, frozen=True, kw_only=True):
-    """The one record of a connection.
+class ConnectionClosed(Event, name="connection.closed", level="debug"):
+    """A connection ended: exactly one per accepted client.
 
-    `address` is the upstream's and `source` the one it sees; both and `connect_s` are None when
-    no upstream was reached, `source` also when nobody asked for it.
+    `address` is the upstream's, or the last one tried; None if none was tried. `source` is the
+    address that the upstream sees, if `record_source_port` is on. `connect_s` is None if no
+    upstream was reached. `error` is the errno of the last failed attempt, 0 if there is none.
     """
-
-    event: ClassVar[str] = "connection.closed"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "debug"
 
     listener: int
     destination: str
@@ -87,13 +98,11 @@ class ConnectionClosed(Record, frozen=True, kw_only=True):
     connect_s: float | None
     attempts: int
     reason: Reason
+    error: int = 0
 
 
-class DestinationResolved(Record, frozen=True, kw_only=True):
+class DestinationResolved(Event, name="destination.resolved", level="debug"):
     """An answer to a look-up; `ttl_s` is the shortest one in it."""
-
-    event: ClassVar[str] = "destination.resolved"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "debug"
 
     destination: str
     addresses: tuple[str, ...]
@@ -101,55 +110,41 @@ class DestinationResolved(Record, frozen=True, kw_only=True):
     lookup_s: float
 
 
-class DestinationChanged(Record, frozen=True, kw_only=True):
+class DestinationChanged(Event, name="destination.changed", level="info"):
     """A name's usable addresses are others than before."""
-
-    event: ClassVar[str] = "destination.changed"
 
     destination: str
     addresses: tuple[str, ...]
     before: tuple[str, ...]
 
 
-class DestinationUnresolved(Record, frozen=True, kw_only=True):
+class DestinationUnresolved(Event, name="destination.unresolved", level="warning"):
     """A look-up failed and there is no earlier answer: the port refuses its clients."""
 
-    event: ClassVar[str] = "destination.unresolved"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
-
     destination: str
     error: str
     retry_s: float
 
 
-class DestinationStale(Record, frozen=True, kw_only=True):
+class DestinationStale(Event, name="destination.stale", level="warning"):
     """A look-up failed and the addresses of the last good answer stay in use."""
 
-    event: ClassVar[str] = "destination.stale"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
-
     destination: str
     error: str
     addresses: tuple[str, ...]
     retry_s: float
 
 
-class DestinationDenied(Record, frozen=True, kw_only=True):
+class DestinationDenied(Event, name="destination.denied", level="warning"):
     """A name resolves to an address that is never connected to."""
 
-    event: ClassVar[str] = "destination.denied"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
-
     destination: str
     address: str
     error: str
 
 
-class UpstreamFailed(Record, frozen=True, kw_only=True):
+class UpstreamFailed(Event, name="upstream.failed", level="warning"):
     """An address of a destination goes to the back; a client tries it again in `retry_s`."""
-
-    event: ClassVar[str] = "upstream.failed"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
 
     destination: str
     address: str
@@ -157,76 +152,71 @@ class UpstreamFailed(Record, frozen=True, kw_only=True):
     retry_s: float
 
 
-class UpstreamRecovered(Record, frozen=True, kw_only=True):
+class UpstreamRecovered(Event, name="upstream.recovered", level="info"):
     """An address that had failed answers again."""
-
-    event: ClassVar[str] = "upstream.recovered"
 
     destination: str
     address: str
 
 
-class ListenerOpened(Record, frozen=True, kw_only=True):
+class ListenerOpened(Event, name="listener.opened", level="info"):
     """A port accepts clients now."""
-
-    event: ClassVar[str] = "listener.opened"
 
     listener: int
     destination: str
     addresses: tuple[str, ...]
 
 
-class ListenerClosed(Record, frozen=True, kw_only=True):
+class ListenerClosed(Event, name="listener.closed", level="info"):
     """A port refuses clients from now on; established connections go on."""
-
-    event: ClassVar[str] = "listener.closed"
 
     listener: int
     destination: str
 
 
-class ListenersPaused(Record, frozen=True, kw_only=True):
-    """No client is accepted for a while; they wait in the backlog. At `listener`, or anywhere."""
+class ListenerFailed(Event, name="listener.failed", level="warning"):
+    """A port has addresses to connect to but cannot listen; it is tried again in `retry_s`.
 
-    event: ClassVar[str] = "listener.paused"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
+    `address` is the local address that it cannot listen on.
+    """
 
-    listener: int | None = None
+    listener: int
+    destination: str
+    address: str
+    error: str
+    retry_s: float
+
+
+class ListenersPaused(Event, name="listener.paused", level="warning"):
+    """Clients wait in the backlog: those of `listener`, or of all listeners if it is None."""
+
     error: str
     connections: int
-
-
-class ListenersResumed(Record, frozen=True, kw_only=True):
-    """Clients are accepted again."""
-
-    event: ClassVar[str] = "listener.resumed"
-
     listener: int | None = None
+
+
+class ListenersResumed(Event, name="listener.resumed", level="info"):
+    """Clients are accepted again at `listener`, or at all listeners if it is None."""
+
     connections: int
+    listener: int | None = None
 
 
-class SourceLost(Record, frozen=True, kw_only=True):
+class SourceLost(Event, name="source.lost", level="warning"):
     """A source address can't be sent from: what needs it refuses its clients."""
 
-    event: ClassVar[str] = "source.lost"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
-
     address: str
     error: str
 
 
-class SourceRestored(Record, frozen=True, kw_only=True):
+class SourceRestored(Event, name="source.restored", level="info"):
     """A source address is back."""
-
-    event: ClassVar[str] = "source.restored"
 
     address: str
 
 
-class ConfigReloaded(Record, frozen=True, kw_only=True):
+class ConfigReloaded(Event, name="config.reloaded", level="info"):
     """The destinations were read again and hold from now on; listening ports of each kind."""
-
-    event: ClassVar[str] = "config.reloaded"
 
     added: tuple[int, ...]
     changed: tuple[int, ...]
@@ -234,36 +224,26 @@ class ConfigReloaded(Record, frozen=True, kw_only=True):
     unchanged: int
 
 
-class ConfigRejected(Record, frozen=True, kw_only=True):
+class ConfigRejected(Event, name="config.rejected", level="warning"):
     """The destinations were read again and are wrong: those of before stay."""
-
-    event: ClassVar[str] = "config.rejected"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
 
     problems: tuple[str, ...]
 
 
-class LogSwitched(Record, frozen=True, kw_only=True):
+class LogSwitched(Event, name="log.switched", level="info"):
     """A signal turned the records of connections and answers on or off."""
-
-    event: ClassVar[str] = "log.switched"
 
     debug: bool
 
 
-class LogDropped(Record, frozen=True, kw_only=True):
+class LogDropped(Event, name="log.dropped", level="warning"):
     """Nobody read the log for a while: so many records before this one are missing."""
-
-    event: ClassVar[str] = "log.dropped"
-    level: ClassVar[Literal["debug", "info", "warning"]] = "warning"
 
     records: int
 
 
-class DaemonStarted(Record, frozen=True, kw_only=True):
+class DaemonStarted(Event, name="daemon.started", level="info"):
     """Everything is bound; `source` is empty where the kernel chooses."""
-
-    event: ClassVar[str] = "daemon.started"
 
     version: str
     source: tuple[str, ...]
@@ -272,28 +252,44 @@ class DaemonStarted(Record, frozen=True, kw_only=True):
     max_connections: int
 
 
-class DaemonReady(Record, frozen=True, kw_only=True):
+class DaemonReady(Event, name="daemon.ready", level="info"):
     """Every name has been asked for once; the ports in `unresolved` refuse their clients."""
-
-    event: ClassVar[str] = "daemon.ready"
 
     listeners: int
     unresolved: tuple[int, ...]
     startup_s: float
 
 
-class DaemonDraining(Record, frozen=True, kw_only=True):
+class DaemonDraining(Event, name="daemon.draining", level="info"):
     """Told to stop: sessions have `timeout_s` to finish."""
-
-    event: ClassVar[str] = "daemon.draining"
 
     connections: int
     timeout_s: float
 
 
-class DaemonStopped(Record, frozen=True, kw_only=True):
+class DaemonStopped(Event, name="daemon.stopped", level="info"):
     """The end; `reset` sessions were cut short."""
 
-    event: ClassVar[str] = "daemon.stopped"
-
     reset: int
+
+
+class DaemonDefect(Event, name="daemon.defect", level="error"):
+    """An exception that this program did not expect; what was going on ended.
+
+    `where` names the task or callback; it starts again in `restart_s`, None if it does not.
+    """
+
+    where: str
+    error: str
+    traceback: str
+    restart_s: float | None = None
+
+    @classmethod
+    def of(cls, error: BaseException, where: str, restart_s: float | None = None) -> Self:
+        return cls(
+            where=where,
+            error=repr(error),
+            # With line breaks: the log escapes them, so the record is one line.
+            traceback="".join(traceback.format_exception(error)),
+            restart_s=restart_s,
+        )

@@ -38,7 +38,8 @@ class Forwarder:
     """Listens for one destination.
 
     `addresses` are the destination's, and `upstreams` those that there is a source for;
-    `on_all_failed` is called when a client found none of them answering.
+    `on_all_failed` is called when a client found none of them answering. `listen_error` says why
+    the port cannot listen although there are upstreams; it is empty otherwise.
     """
 
     def __init__(self, plant: Plant, rules: SessionLimits, destination: Destination) -> None:
@@ -49,6 +50,7 @@ class Forwarder:
         self.upstreams = Upstreams(self.name, destination.remote_port, plant.observer)
         self.on_all_failed: Callable[[], None] = _nothing
         self.listening = False
+        self.listen_error = ""
         self.addresses: tuple[Address, ...] = ()
         self._families: Container[int] = _FAMILIES
         self._listeners: list[socket.SocketType] = []

@@ -22,6 +22,7 @@ from egress_proxy.dns.resolver import Resolver
 from egress_proxy.errors import PlatformError
 from egress_proxy.events import (
     ConfigReloaded,
+    DaemonDefect,
     DaemonDraining,
     DaemonReady,
     DaemonStarted,
@@ -64,14 +65,12 @@ _WITHDRAWAL_S = 2.0
 
 
 class Log(Observer, Protocol):
-    """Where records and defects are written; `debug` decides how many."""
+    """Where events are written; `debug` decides how many."""
 
     debug: bool
 
     @property
     def dropped(self) -> int: ...
-
-    def report(self, error: Exception) -> None: ...
 
 
 class Shutdown:
@@ -113,7 +112,13 @@ class Daemon:
         self._listen = choose_listen_points(settings, inside)
         self._admin_port = AdminPort(settings.admin_listen, inside)
         self._descriptors = raise_descriptor_limit()
-        engine = Engine(loop, Reactor(loop, log.report), PipePool())
+        engine = Engine(
+            loop,
+            Reactor(
+                loop, lambda error: self._observer.observe(DaemonDefect.of(error, "connection"))
+            ),
+            PipePool(),
+        )
         self._plant = Plant(
             engine=engine,
             wheel=TimerWheel(loop),

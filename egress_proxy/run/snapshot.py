@@ -92,6 +92,7 @@ class Snapshot:
             connects=self._counters.connects,
             reloads=self._counters.reloads,
             log_dropped=self._log.dropped,
+            defects=self._counters.defects,
         )
 
     def forget(self, before: Iterable[Forwarder]) -> None:
@@ -136,6 +137,7 @@ class Snapshot:
             destination=key[1],
             name=host if isinstance(host, str) else None,
             state=self._state(forwarder),
+            error=forwarder.listen_error if forwarder else "",
             upstreams=_upstreams(forwarder),
             upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
@@ -150,7 +152,7 @@ class Snapshot:
         if forwarder is None:
             return "removed"
         if not forwarder.listening:
-            return "refusing"
+            return "failed" if forwarder.listen_error else "refusing"
         return "listening" if self._admission.takes_clients(forwarder) else "paused"
 
 

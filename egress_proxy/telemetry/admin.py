@@ -99,12 +99,13 @@ def _text(status: int, text: str, more: tuple[tuple[str, str], ...] = ()) -> Ans
 
 
 def _verbose(checks: Iterable[Check]) -> list[str]:
-    """A line a condition, as Kubernetes' own components have them."""
+    """One line per condition and problem, in the form of Kubernetes' own components."""
     lines = []
     for check in checks:
-        lines += [f"[-]{check.name} failed: {problem}" for problem in check.problems] or [
-            f"[+]{check.name} ok"
-        ]
+        lines += [f"[-]{check.name} failed: {problem}" for problem in check.problems]
+        lines += [f"[!]{check.name} warning: {warning}" for warning in check.warnings]
+        if not check.problems and not check.warnings:
+            lines.append(f"[+]{check.name} ok")
     return lines
 
 

@@ -11,26 +11,25 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from egress_proxy.events import (
     ConfigRejected,
     ConfigReloaded,
     ConnectionClosed,
+    DaemonDefect,
     DestinationChanged,
     DestinationResolved,
     DestinationStale,
     DestinationUnresolved,
+    Event,
     Reason,
-    Record,
     UpstreamFailed,
 )
 from egress_proxy.telemetry.status import Connects, Failure, Name, Reloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-
-R = TypeVar("R", bound=Record)
 
 # From a neighbour's half millisecond to the default connect timeout, in seconds.
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -85,11 +84,12 @@ class Counters:
     def __init__(self) -> None:
         self.ended: dict[tuple[int, str], Ended] = {}
         self.upstream_failures: Counter[str] = Counter()
+        self.defects = 0
         self._names: dict[str, _Name] = {}
         self._connects = [0] * (len(BOUNDS_S) + 1)
         self._connects_s = 0.0
         self._reloads = Reloads(reloaded=0, rejected=0, last=None, problems=())
-        self._takers: dict[type[Record], Callable[..., None]] = {
+        self._takers: dict[type[Event], Callable[..., None]] = {
             ConnectionClosed: self._count,
             DestinationResolved: self._resolved,
             DestinationChanged: self._changed,
@@ -98,12 +98,13 @@ class Counters:
             UpstreamFailed: self._upstream_failed,
             ConfigReloaded: self._reloaded,
             ConfigRejected: self._rejected,
+            DaemonDefect: self._defect,
         }
 
-    def observe(self, record: Record) -> None:
-        take = self._takers.get(type(record))
+    def observe(self, event: Event) -> None:
+        take = self._takers.get(type(event))
         if take is not None:
-            take(record)
+            take(event)
 
     def _count(self, record: ConnectionClosed) -> None:
         key = (record.listener, record.destination)
@@ -158,6 +159,9 @@ class Counters:
             last=time.time(),
             problems=record.problems,
         )
+
+    def _defect(self, _event: DaemonDefect) -> None:
+        self.defects += 1
 
     def retain_only(
         self, destinations: Collection[tuple[int, str]], names: Collection[str]

@@ -8,16 +8,16 @@ first, so nothing that a peer sends can break a line or drive a terminal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import msgspec
 import structlog
 
-from egress_proxy.events import ConnectionClosed, LogDropped, Record, as_text
+from egress_proxy.events import ConnectionClosed, Event, LogDropped, as_text
 from egress_proxy.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from egress_proxy.config.variables import LogFormat
 
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 
 
 def make_logger(
@@ -66,41 +71,39 @@ def _wrap(
 
 
 class LogObserver:
-    """Writes each record as a log line; those of level debug only while `debug` is on."""
+    """Writes each event as a log record; those of level debug only while `debug` is on."""
 
     def __init__(self, logger: FilteringBoundLogger, *, debug: bool) -> None:
         self._logger = logger
         self.debug = debug
 
-    def observe(self, record: Record) -> None:
-        if record.level == "debug" and not self.debug:
+    def observe(self, event: Event) -> None:
+        if event.level == "debug" and not self.debug:
             return
-        fields = _fields(record)
-        # Nobody reads the log, or its disk is full: no reason to fail a connection.
+        fields = _fields(event)
+        # If the log cannot be written (closed, disk full), the caller must go on all the same.
         with contextlib.suppress(OSError):
-            self._logger.log(_LEVELS[record.level], record.event, **fields)
-
-    def report(self, error: Exception) -> None:
-        """Write a defect of this program, with the place where it happened."""
-        with contextlib.suppress(OSError):
-            self._logger.error(
-                "daemon.defect",
-                error=repr(error),
-                # A field like any other, and so on the same line.
-                traceback="".join(traceback.format_exception(error)),
-            )
+            self._logger.log(_LEVELS[event.level], event.name, **fields)
 
 
-def _fields(record: Record) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(record)
+def _fields(event: Event) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(event)
     for key, value in fields.items():
         if isinstance(value, float):
-            # A microsecond is finer than anything measured here.
+            # Nothing here is measured to less than a microsecond.
             fields[key] = round(value, 6)
-    if isinstance(record, ConnectionClosed):
+    if isinstance(event, ConnectionClosed):
         for key in ("client", "address", "source"):
             fields[key] = as_text(fields[key])
+        fields["error"] = error_text(event.error)
     return fields
+
+
+def error_text(number: int) -> str:
+    """An errno as its name and its meaning; empty for 0."""
+    if not number:
+        return ""
+    return f"{errno.errorcode.get(number, number)}: {os.strerror(number)}"
 
 
 class RunLog(LogObserver):
@@ -124,8 +127,8 @@ class RunLog(LogObserver):
         self._writer.close()
 
     def _format_drop_notice(self, dropped: int) -> str:
-        record = LogDropped(records=dropped)
-        return f"{self._notices.log(_LEVELS[record.level], record.event, **_fields(record))}\n"
+        event = LogDropped(records=dropped)
+        return f"{self._notices.log(_LEVELS[event.level], event.name, **_fields(event))}\n"
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:

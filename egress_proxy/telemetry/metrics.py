@@ -19,6 +19,8 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from egress_proxy.telemetry.status import SERVING
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -79,7 +81,7 @@ def _failed_addresses(status: Status) -> Samples:
 def _listener_up(status: Status) -> Samples:
     for entry in status.destinations:
         if entry.state != "removed":
-            yield (str(entry.listener),), entry.state != "refusing"
+            yield (str(entry.listener),), entry.state in SERVING
 
 
 def _lookups(status: Status) -> Samples:
@@ -223,6 +225,13 @@ METRICS = (
         (),
         "Log records that nobody read in time.",
         lambda status: _once(status.log_dropped),
+    ),
+    Definition(
+        "counter",
+        "defects",
+        (),
+        "Exceptions that this program did not expect; each is a daemon.defect record in the log.",
+        lambda status: _once(status.defects),
     ),
     Definition(
         "gauge",

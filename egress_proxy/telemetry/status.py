@@ -11,7 +11,9 @@ from typing import Literal
 
 import msgspec
 
-ListenerState = Literal["listening", "paused", "refusing", "removed"]
+ListenerState = Literal["listening", "paused", "refusing", "failed", "removed"]
+# The states in which a port serves its clients, paused ones a little later.
+SERVING = frozenset({"listening", "paused"})
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """One listening port; `ended` counts its connections by reason.
 
+    `error` says why the port cannot listen; it is empty unless `state` is failed.
     `upstream_failures` is how often one of the destination's addresses failed that was healthy
     before; ports with the same destination share the number.
     """
@@ -58,6 +61,7 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     name: str | None
     state: ListenerState
+    error: str
     upstreams: tuple[Upstream, ...]
     upstream_failures: int
     active: int
@@ -105,24 +109,28 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     connects: Connects
     reloads: Reloads
     log_dropped: int
+    defects: int
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One condition of readiness; `problems` is empty when it holds."""
+    """One condition of readiness; `problems` is empty if it holds.
+
+    `warnings` do not make the pod unready, but need attention.
+    """
 
     name: str
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def readiness(status: Status) -> tuple[Check, ...]:
-    """Whether clients should be sent here, condition by condition.
+    """Whether clients should be sent to this pod, one check per condition.
 
-    A port that refuses its clients because its name does not resolve makes the pod not ready only
-    when it is so for every port: the others do their work.
+    As long as one port serves its clients, ports that refuse theirs are warnings: the pod is the
+    only one that can serve the others. The same holds for a rejected reload.
     """
-    serving = any(
-        destination.state in ("listening", "paused") for destination in status.destinations
-    )
+    unserved = _unserved(status)
+    serving = any(destination.state in SERVING for destination in status.destinations)
     return (
         Check(name="drain", problems=("the pod is draining",) if status.draining else ()),
         Check(
@@ -135,12 +143,15 @@ def readiness(status: Status) -> tuple[Check, ...]:
         ),
         Check(
             name="destinations",
-            problems=() if serving else tuple(_why_not(status)) or ("there is no destination",),
+            problems=() if serving else tuple(unserved) or ("there is no destination",),
+            warnings=tuple(unserved) if serving else (),
         ),
+        Check(name="reload", problems=(), warnings=status.reloads.problems),
     )
 
 
-def _why_not(status: Status) -> list[str]:
+def _unserved(status: Status) -> list[str]:
+    """Why each port that does not serve its clients does not."""
     names = {name.name: name for name in status.names}
     # An address that is the pod's own at the start is refused then.
     other = (
@@ -150,6 +161,8 @@ def _why_not(status: Status) -> list[str]:
     )
     reasons = []
     for destination in status.destinations:
+        if destination.state == "failed":
+            reasons.append(f"port {destination.listener} cannot listen: {destination.error}")
         if destination.state != "refusing":
             continue
         name = names.get(destination.name or "")

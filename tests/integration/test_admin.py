@@ -85,6 +85,19 @@ async def test_the_kubelets_questions() -> None:
             b"[+]drain ok\n"
             b"[-]source failed: source address 192.0.2.99: no interface has it\n"
             b"[+]destinations ok\n"
+            b"[+]reload ok\n"
+        )
+
+
+async def test_readiness_lists_what_needs_attention() -> None:
+    async with serving() as admin:
+        admin.shown = status(destination(), destination("failed", port=81))
+        assert (await admin.get("/readyz"))[::2] == (b"HTTP/1.1 200 OK", b"ok\n")
+        assert (await admin.get("/readyz?verbose"))[2] == (
+            b"[+]drain ok\n"
+            b"[+]source ok\n"
+            b"[!]destinations warning: port 81 cannot listen: Address already in use\n"
+            b"[+]reload ok\n"
         )
 
 

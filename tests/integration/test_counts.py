@@ -25,7 +25,7 @@ from tests.support.rig import Rig
 
 if TYPE_CHECKING:
     from egress_proxy.dns.resolver import Answer
-    from egress_proxy.events import Record
+    from egress_proxy.events import Event
 
 pytestmark = pytest.mark.asyncio
 
@@ -53,7 +53,7 @@ class Board:
             settings, plant.admission, address_monitor, table, self._counters, _Log()
         )
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self._inner.observe(record)
         self._counters.observe(record)
         if isinstance(record, ConnectionClosed):

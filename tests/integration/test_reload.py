@@ -11,7 +11,7 @@ import pytest
 
 from egress_proxy.config.destinations import Destination
 from egress_proxy.errors import ConfigurationError, Problem
-from egress_proxy.events import ConfigRejected, ConfigReloaded, Record
+from egress_proxy.events import ConfigRejected, ConfigReloaded, Event
 from egress_proxy.run.reload import Look, Reload
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ class Watched:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._records: asyncio.Queue[Record] = asyncio.Queue()
+        self._records: asyncio.Queue[Event] = asyncio.Queue()
         self.reload = Reload(self._read, self._apply, self, str(path), poll_s=POLL_S)
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self._records.put_nowait(record)
 
     def _read(self) -> Sequence[Destination]:
@@ -185,5 +185,5 @@ async def test_a_file_is_read_once_it_has_settled(looks: tuple[Look, ...], reads
 
 
 class Nobody:
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         """It is counted elsewhere."""

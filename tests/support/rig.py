@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from egress_proxy.config.destinations import Destination
-from egress_proxy.events import ConnectionClosed, Reason, Record
+from egress_proxy.events import ConnectionClosed, Event, Reason
 from egress_proxy.forwarding.admission import Admission
 from egress_proxy.forwarding.connection import Connection, Plant, SessionLimits
 from egress_proxy.forwarding.forwarder import Forwarder
@@ -55,11 +55,11 @@ class Recorder:
     """An observer that keeps what it sees, and wakes who waits for it."""
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[Event] = []
         self.defects: list[Exception] = []
         self._arrived = asyncio.Event()
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self.records.append(record)
         self._arrived.set()
 
@@ -77,7 +77,7 @@ class Recorder:
             await self._arrived.wait()
         return self.closed
 
-    async def wait_for(self, kind: type[Record]) -> None:
+    async def wait_for(self, kind: type[Event]) -> None:
         """Wait until there is a record of `kind`."""
         while not any(isinstance(record, kind) for record in self.records):
             self._arrived.clear()

@@ -23,6 +23,7 @@ def destination(
         destination=f"{name or '192.0.2.1'}:{port}",
         name=name,
         state=state,
+        error="Address already in use" if state == "failed" else "",
         upstreams=(Upstream(address="192.0.2.1", healthy=True),),
         upstream_failures=0,
         active=0,
@@ -69,4 +70,5 @@ def status(
         connects=Connects(bounds=(), within=(), count=0, sum_s=0.0),
         reloads=Reloads(reloaded=0, rejected=0, last=None, problems=()),
         log_dropped=0,
+        defects=0,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.events import DaemonStopped, Reason, Record, as_text
+from egress_proxy.events import DaemonStopped, Event, Reason, as_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,7 @@ EVENTS = {
     "upstream.recovered": "info",
     "listener.opened": "info",
     "listener.closed": "info",
+    "listener.failed": "warning",
     "listener.paused": "warning",
     "listener.resumed": "info",
     "daemon.started": "info",
@@ -50,11 +51,12 @@ EVENTS = {
     "config.rejected": "warning",
     "log.switched": "info",
     "log.dropped": "warning",
+    "daemon.defect": "error",
 }
 
 
 def test_the_events_and_their_levels() -> None:
-    assert {kind.event: kind.level for kind in Record.__subclasses__()} == EVENTS
+    assert {kind.name: kind.level for kind in Event.__subclasses__()} == EVENTS
 
 
 def test_only_connections_and_answers_are_left_to_debug() -> None:
@@ -62,11 +64,11 @@ def test_only_connections_and_answers_are_left_to_debug() -> None:
     assert told_in_debug == {"connection.closed", "destination.resolved"}
 
 
-@pytest.mark.parametrize("kind", Record.__subclasses__())
-def test_a_record_can_not_be_changed_and_is_explained(kind: type[Record]) -> None:
+@pytest.mark.parametrize("kind", Event.__subclasses__())
+def test_a_record_can_not_be_changed_and_is_explained(kind: type[Event]) -> None:
     assert kind.__struct_config__.frozen
     assert kind.__doc__
-    assert re.fullmatch(r"[a-z]+\.[a-z]+", kind.event)
+    assert re.fullmatch(r"[a-z]+\.[a-z]+", kind.name)
 
 
 def test_a_record_is_compared_by_its_fields() -> None:
@@ -81,7 +83,6 @@ def test_the_reasons_that_a_connection_ends_with() -> None:
         "connect_refused",
         "connect_timeout",
         "connect_unreachable",
-        "denied_address",
         "denied_client",
         "drained",
         "error",

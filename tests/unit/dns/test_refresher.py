@@ -24,7 +24,7 @@ from egress_proxy.events import (
     DestinationResolved,
     DestinationStale,
     DestinationUnresolved,
-    Record,
+    Event,
 )
 from tests.support.manual_loop import run_simulated
 
@@ -64,17 +64,17 @@ class Life:
     """What happened to a name: when it was asked for, what was told, what was recorded."""
 
     asked_at: list[float] = field(default_factory=list)
-    records: list[Record] = field(default_factory=list)
+    records: list[Event] = field(default_factory=list)
     ports: list[Port] = field(default_factory=lambda: [Port(), Port()])
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self.records.append(record)
 
     @property
     def intervals(self) -> list[float]:
         return [later - earlier for earlier, later in pairwise(self.asked_at)]
 
-    def told(self, kind: type[Record]) -> list[Record]:
+    def told(self, kind: type[Event]) -> list[Event]:
         return [record for record in self.records if isinstance(record, kind)]
 
 
@@ -380,12 +380,12 @@ class Hours:
         self.ttl_s = ttl_s
         self.questions = 0
         self.good: Answer | None = None
-        self.kinds: Counter[type[Record]] = Counter()
+        self.kinds: Counter[type[Event]] = Counter()
         self.wrong = 0
         self.told: tuple[Address, ...] = ()
         self.blocks: list[int] = []
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self.kinds[type(record)] += 1
 
     def set_addresses(self, addresses: Sequence[Address]) -> None:

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from egress_proxy.errors import PlatformError
-from egress_proxy.events import ListenersPaused, ListenersResumed, Record
+from egress_proxy.events import Event, ListenersPaused, ListenersResumed
 from egress_proxy.forwarding.admission import Admission, maximum_connections
 from tests.support.manual_loop import ManualLoop, run_simulated
 
@@ -34,8 +34,8 @@ class Gate:
         self.open = True
 
 
-class Records(list[Record]):
-    def observe(self, record: Record) -> None:
+class Records(list[Event]):
+    def observe(self, record: Event) -> None:
         self.append(record)
 
 

@@ -17,7 +17,7 @@ from egress_proxy.forwarding.upstreams import PENALTY_S, Endpoint, Upstreams
 from tests.support.manual_loop import ManualLoop
 
 if TYPE_CHECKING:
-    from egress_proxy.events import Record
+    from egress_proxy.events import Event
 
 A, B, C, D = map(ip_address, ("192.0.2.1", "192.0.2.2", "2001:db8::3", "192.0.2.4"))
 NOW = 1000.0
@@ -25,9 +25,9 @@ NOW = 1000.0
 
 class Recorder:
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: list[Event] = []
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self.records.append(record)
 
 

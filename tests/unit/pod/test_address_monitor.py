@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.events import Record, SourceLost, SourceRestored
+from egress_proxy.events import Event, SourceLost, SourceRestored
 from egress_proxy.pod.address_monitor import AddressMonitor
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class Surroundings:
             "lo": (),
         }
         self.down: frozenset[str] = frozenset()
-        self.records: list[Record] = []
+        self.records: list[Event] = []
         self.changes = 0
 
     def look(self) -> tuple[Interfaces, frozenset[str]]:
         return dict(self.interfaces), self.down
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: Event) -> None:
         self.records.append(record)
 
     def changed(self) -> None:

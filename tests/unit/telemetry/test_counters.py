@@ -6,13 +6,14 @@ from egress_proxy.events import (
     ConfigRejected,
     ConfigReloaded,
     ConnectionClosed,
+    DaemonDefect,
     DaemonStopped,
     DestinationChanged,
     DestinationResolved,
     DestinationStale,
     DestinationUnresolved,
+    Event,
     Reason,
-    Record,
     UpstreamFailed,
     UpstreamRecovered,
 )
@@ -42,7 +43,7 @@ def closed(
     )
 
 
-def tally_of(*records: Record) -> Counters:
+def tally_of(*records: Event) -> Counters:
     counters = Counters()
     for record in records:
         counters.observe(record)
@@ -150,6 +151,12 @@ def test_reloads() -> None:
     assert reloads.last is not None
     counters.observe(good)
     assert (counters.reloads.reloaded, counters.reloads.problems) == (2, ())
+
+
+def test_defects() -> None:
+    assert tally_of(closed()).defects == 0
+    defect = DaemonDefect.of(ValueError("a defect"), "reload")
+    assert tally_of(defect, defect).defects == 2
 
 
 def test_what_is_not_kept_is_forgotten() -> None:

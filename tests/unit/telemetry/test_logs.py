@@ -18,6 +18,7 @@ from egress_proxy.events import (
     ConfigRejected,
     ConfigReloaded,
     ConnectionClosed,
+    DaemonDefect,
     DaemonDraining,
     DaemonReady,
     DaemonStarted,
@@ -27,14 +28,15 @@ from egress_proxy.events import (
     DestinationResolved,
     DestinationStale,
     DestinationUnresolved,
+    Event,
     ListenerClosed,
+    ListenerFailed,
     ListenerOpened,
     ListenersPaused,
     ListenersResumed,
     LogDropped,
     LogSwitched,
     Reason,
-    Record,
     SourceLost,
     SourceRestored,
     UpstreamFailed,
@@ -62,7 +64,7 @@ CLOSED = ConnectionClosed(
 )
 
 # Every record, and the fields of its line beside event, level and time.
-RECORDS: list[tuple[Record, dict[str, Any]]] = [
+RECORDS: list[tuple[Event, dict[str, Any]]] = [
     (
         CLOSED,
         {
@@ -77,6 +79,7 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
             "connect_s": 0.0,
             "attempts": 1,
             "reason": "finished",
+            "error": "",
         },
     ),
     (
@@ -84,27 +87,29 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
             listener=80,
             destination="192.0.2.1:80",
             client=("fd01::7", 40000, 0, 0),
-            address=None,
+            address=("192.0.2.1", 80),
             source=None,
             bytes_to_upstream=0,
             bytes_to_client=0,
             duration_s=10.0,
             connect_s=None,
             attempts=3,
-            reason=Reason.CONNECT_TIMEOUT,
+            reason=Reason.CONNECT_REFUSED,
+            error=errno.ECONNREFUSED,
         ),
         {
             "listener": 80,
             "destination": "192.0.2.1:80",
             "client": "[fd01::7]:40000",
-            "address": "",
+            "address": "192.0.2.1:80",
             "source": "",
             "bytes_to_upstream": 0,
             "bytes_to_client": 0,
             "duration_s": 10.0,
             "connect_s": None,
             "attempts": 3,
-            "reason": "connect_timeout",
+            "reason": "connect_refused",
+            "error": "ECONNREFUSED: Connection refused",
         },
     ),
     (
@@ -205,6 +210,31 @@ RECORDS: list[tuple[Record, dict[str, Any]]] = [
     (ConfigRejected(problems=("a", "b")), {"problems": ["a", "b"]}),
     (LogSwitched(debug=True), {"debug": True}),
     (LogDropped(records=7), {"records": 7}),
+    (
+        DaemonDefect.of(ValueError("a defect"), "reload", restart_s=1.0),
+        {
+            "where": "reload",
+            "error": "ValueError('a defect')",
+            "traceback": r"ValueError: a defect\n",
+            "restart_s": 1.0,
+        },
+    ),
+    (
+        ListenerFailed(
+            listener=80,
+            destination="a.example:80",
+            address="10.128.0.2",
+            error="Address already in use",
+            retry_s=1.0,
+        ),
+        {
+            "listener": 80,
+            "destination": "a.example:80",
+            "address": "10.128.0.2",
+            "error": "Address already in use",
+            "retry_s": 1.0,
+        },
+    ),
 ]
 
 
@@ -220,7 +250,7 @@ class Broken(io.StringIO):
         raise OSError(errno.EPIPE, "Broken pipe")
 
 
-def lines_of(*told: Record, log_format: LogFormat = "json", debug: bool = True) -> list[str]:
+def lines_of(*told: Event, log_format: LogFormat = "json", debug: bool = True) -> list[str]:
     stream = io.StringIO()
     observer = LogObserver(make_logger(log_format, debug=debug, stream=stream), debug=debug)
     for record in told:
@@ -240,25 +270,25 @@ def line_of(field: object, log_format: LogFormat) -> str:
 
 
 def test_no_record_is_missing_here() -> None:
-    assert {type(record) for record, _ in RECORDS} == set(Record.__subclasses__())
+    assert {type(record) for record, _ in RECORDS} == set(Event.__subclasses__())
 
 
 @pytest.mark.parametrize(("record", "fields"), RECORDS)
-def test_a_record_is_a_json_line_with_all_its_fields(record: Record, fields: object) -> None:
+def test_a_record_is_a_json_line_with_all_its_fields(record: Event, fields: object) -> None:
     [line] = lines_of(record)
     told = json.loads(line)
     assert list(told)[:3] == ["time", "level", "event"]
     age = datetime.now().astimezone() - datetime.fromisoformat(told.pop("time"))
     assert abs(age) < timedelta(minutes=1)
-    assert (told.pop("level"), told.pop("event")) == (record.level, record.event)
+    assert (told.pop("level"), told.pop("event")) == (record.level, record.name)
     assert told == fields
 
 
 @pytest.mark.parametrize(("record", "fields"), RECORDS)
-def test_a_record_is_a_line_for_a_persons_eyes(record: Record, fields: dict[str, Any]) -> None:
+def test_a_record_is_a_line_for_a_persons_eyes(record: Event, fields: dict[str, Any]) -> None:
     [line] = lines_of(record, log_format="console")
     assert line.isprintable()
-    assert f"[{record.level:9}] {record.event}" in line
+    assert f"[{record.level:9}] {record.name}" in line
     for key in fields:
         assert f" {key}=" in line
 
@@ -266,7 +296,7 @@ def test_a_record_is_a_line_for_a_persons_eyes(record: Record, fields: dict[str,
 @pytest.mark.parametrize("log_format", LOG_FORMATS)
 @pytest.mark.parametrize(("record", "_fields"), RECORDS)
 def test_without_debug_only_connections_and_answers_are_left_out(
-    record: Record, _fields: object, log_format: LogFormat
+    record: Event, _fields: object, log_format: LogFormat
 ) -> None:
     hidden = isinstance(record, (ConnectionClosed, DestinationResolved))
     assert len(lines_of(record, log_format=log_format, debug=False)) == (not hidden)
@@ -344,14 +374,14 @@ def test_a_defect_is_told_on_one_line_with_its_place(log_format: LogFormat) -> N
     try:
         go_wrong()
     except LookupError as error:
-        observer.report(error)
+        observer.observe(DaemonDefect.of(error, "reload"))
     line = stream.getvalue().removesuffix("\n")
     assert line.isprintable()
-    for part in ("error", "daemon.defect", "LookupError", "in go_wrong"):
+    for part in ("error", "daemon.defect", "reload", "LookupError", "in go_wrong"):
         assert part in line
 
 
 def test_a_log_that_can_not_be_written_harms_nobody() -> None:
     observer = LogObserver(make_logger("json", debug=True, stream=Broken()), debug=True)
     observer.observe(CLOSED)
-    observer.report(ValueError("a defect"))
+    observer.observe(DaemonDefect.of(ValueError("a defect"), "reload"))

@@ -17,6 +17,8 @@ from tests.support.statuses import destination, name, status
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from egress_proxy.telemetry.status import ListenerState
+
 FAILED = (
     Upstream(address="192.0.2.1", healthy=True),
     Upstream(address="192.0.2.2", healthy=False),
@@ -48,6 +50,7 @@ EXAMPLE = replace(
     connects=Connects(bounds=(0.1, 10.0), within=(1, 3), count=4, sum_s=20.5),
     pauses=6,
     log_dropped=8,
+    defects=9,
 )
 HERE = 'destination="192.0.2.1:80",listener="80"'
 EXPECTED = f"""\
@@ -86,6 +89,7 @@ egress_proxy_config_reloads_total{{result="rejected"}} 0.0
 egress_proxy_config_last_reload_successful 1.0
 egress_proxy_draining 0.0
 egress_proxy_log_records_dropped_total 8.0
+egress_proxy_defects_total 9.0
 egress_proxy_build_info{{python="3.11",version="1.0"}} 1.0
 egress_proxy_connect_duration_seconds_bucket{{le="0.1"}} 1.0
 egress_proxy_connect_duration_seconds_bucket{{le="10.0"}} 3.0
@@ -101,6 +105,18 @@ def own(lines: Iterable[str]) -> list[str]:
 
 def test_every_sample_of_an_example() -> None:
     assert own(exposition(EXAMPLE).decode().splitlines()) == EXPECTED.splitlines()
+
+
+def test_a_port_that_cannot_listen_is_down() -> None:
+    states: list[ListenerState] = ["listening", "paused", "refusing", "failed", "removed"]
+    shown = status(*(destination(state, port=port) for port, state in enumerate(states, 80)))
+    lines = exposition(shown).decode().splitlines()
+    assert [line for line in lines if line.startswith(f"{PREFIX}listener_up")] == [
+        'egress_proxy_listener_up{listener="80"} 1.0',
+        'egress_proxy_listener_up{listener="81"} 1.0',
+        'egress_proxy_listener_up{listener="82"} 0.0',
+        'egress_proxy_listener_up{listener="83"} 0.0',
+    ]
 
 
 def test_the_process_has_the_librarys_metrics() -> None:

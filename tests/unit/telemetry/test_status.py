@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
-from egress_proxy.telemetry.status import readiness
+from egress_proxy.telemetry.status import Reloads, readiness
 from tests.support.statuses import destination, name, status
 
 if TYPE_CHECKING:
@@ -51,7 +52,32 @@ if TYPE_CHECKING:
             ["port 80 refuses its clients: its address is the pod's own by now"],
         ),
         (status(destination("removed")), ["there is no destination"]),
+        (status(destination("failed")), ["port 80 cannot listen: Address already in use"]),
     ],
 )
 def test_when_clients_should_be_sent_here(shown: Status, problems: list[str]) -> None:
     assert [problem for check in readiness(shown) for problem in check.problems] == problems
+
+
+@pytest.mark.parametrize(
+    ("shown", "warnings"),
+    [
+        (status(destination("failed")), []),
+        (
+            status(destination(), destination("failed", port=81), destination("refusing", port=82)),
+            [
+                "port 81 cannot listen: Address already in use",
+                "port 82 refuses its clients: its address is the pod's own by now",
+            ],
+        ),
+        (
+            replace(
+                status(destination()),
+                reloads=Reloads(reloaded=1, rejected=1, last=2.0, problems=("line 1", "line 2")),
+            ),
+            ["line 1", "line 2"],
+        ),
+    ],
+)
+def test_what_needs_attention_though_the_pod_is_ready(shown: Status, warnings: list[str]) -> None:
+    assert [warning for check in readiness(shown) for warning in check.warnings] == warnings
