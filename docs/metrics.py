@@ -34,8 +34,8 @@ def page() -> str:
         )
         for metric in METRICS
     ]
-    name, meaning = CONNECT_DURATION
-    rows.append((PREFIX + name, "histogram", (), meaning))
+    name, labels, meaning = CONNECT_DURATION
+    rows.append((PREFIX + name, "histogram", labels, meaning))
     table = "\n".join(
         f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |"
         for name, kind, labels, meaning in rows

@@ -41,11 +41,13 @@ class _Live:
 
     def __init__(self) -> None:
         self.active = 0
+        self.established = 0
         self.to_upstream = 0
         self.to_client = 0
 
     def add(self, other: _Live) -> None:
         self.active += other.active
+        self.established += other.established
         self.to_upstream += other.to_upstream
         self.to_client += other.to_client
 
@@ -89,7 +91,6 @@ class Snapshot:
             pauses=self._admission.pauses,
             destinations=self._destinations(),
             names=tuple(map(self._counters.name, self._table.refreshers)),
-            connects=self._counters.connects,
             reloads=self._counters.reloads,
             log_dropped=self._log.dropped,
             defects=self._counters.defects,
@@ -110,6 +111,7 @@ class Snapshot:
                 live = by_forwarder[forwarder] = _Live()
             to_upstream, to_client = connection.moved
             live.active += 1
+            live.established += connection.address is not None
             live.to_upstream += to_upstream
             live.to_client += to_client
         found: dict[Key, _Live] = {}
@@ -142,6 +144,8 @@ class Snapshot:
             upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
             total=live.active + ended.total,
+            established=live.established + sum(ended.connects),
+            connect_times=ended.connect_times,
             ended=dict(ended.reasons),
             bytes_to_upstream=live.to_upstream + ended.bytes_to_upstream,
             bytes_to_client=live.to_client + ended.bytes_to_client,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from egress_proxy.events import (
@@ -26,13 +27,14 @@ from egress_proxy.events import (
     Reason,
     UpstreamFailed,
 )
-from egress_proxy.telemetry.status import Connects, Failure, Name, Reloads
+from egress_proxy.telemetry.status import ConnectTimes, Failure, Name, Reloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-# From a neighbour's half millisecond to the default connect timeout, in seconds.
-BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Seconds: the next attempt starts after 0.25 s, TCP repeats a SYN after 1 s and 3 s (RFC 6298), and
+# 10 s is the default connect timeout. Few, because each destination has all of them.
+BOUNDS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 3.0, 10.0)
 
 # Reasons that say that a destination, not a client, is in trouble.
 _FAILURES = frozenset(
@@ -48,17 +50,36 @@ LOOKUP_RESULTS = ("resolved", "stale", "unresolved")
 
 
 class Ended:
-    """The connections of one destination that have ended; `last_failure` is a Unix time."""
+    """The connections of one destination that have ended; `failed_at` is a Unix time.
 
-    __slots__ = ("bytes_to_client", "bytes_to_upstream", "failed_at", "failure", "reasons", "total")
+    `connects` counts, for each of `BOUNDS_S` and for more, those that were established that fast.
+    """
+
+    __slots__ = (
+        "bytes_to_client",
+        "bytes_to_upstream",
+        "connects",
+        "connects_s",
+        "failed_at",
+        "failure",
+        "reasons",
+        "total",
+    )
 
     def __init__(self) -> None:
         self.reasons = dict.fromkeys(map(str, Reason), 0)
         self.total = 0
         self.bytes_to_upstream = 0
         self.bytes_to_client = 0
+        self.connects = [0] * (len(BOUNDS_S) + 1)
+        self.connects_s = 0.0
         self.failure: Reason | None = None
         self.failed_at = 0.0
+
+    @property
+    def connect_times(self) -> ConnectTimes:
+        *within, count = accumulate(self.connects)
+        return ConnectTimes(within=tuple(within), count=count, sum_s=self.connects_s)
 
 
 class _Name:
@@ -86,8 +107,6 @@ class Counters:
         self.upstream_failures: Counter[str] = Counter()
         self.defects = 0
         self._names: dict[str, _Name] = {}
-        self._connects = [0] * (len(BOUNDS_S) + 1)
-        self._connects_s = 0.0
         self._reloads = Reloads(reloaded=0, rejected=0, last=None, problems=())
         self._takers: dict[type[Event], Callable[..., None]] = {
             ConnectionClosed: self._count,
@@ -117,8 +136,8 @@ class Counters:
         ended.bytes_to_upstream += record.bytes_to_upstream
         ended.bytes_to_client += record.bytes_to_client
         if record.connect_s is not None:
-            self._connects[bisect_left(BOUNDS_S, record.connect_s)] += 1
-            self._connects_s += record.connect_s
+            ended.connects[bisect_left(BOUNDS_S, record.connect_s)] += 1
+            ended.connects_s += record.connect_s
         if reason in _FAILURES:
             ended.failure = reason
             ended.failed_at = time.time()
@@ -173,16 +192,6 @@ class Counters:
             del self.upstream_failures[destination]
         for name in self._names.keys() - set(names):
             del self._names[name]
-
-    @property
-    def connects(self) -> Connects:
-        within, count = [], 0
-        for number in self._connects:
-            count += number
-            within.append(count)
-        return Connects(
-            bounds=BOUNDS_S, within=tuple(within[:-1]), count=count, sum_s=self._connects_s
-        )
 
     @property
     def reloads(self) -> Reloads:

@@ -19,6 +19,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from egress_proxy.telemetry.counters import BOUNDS_S
 from egress_proxy.telemetry.status import SERVING
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ def _connections(status: Status) -> Samples:
     for entry in status.destinations:
         for reason, count in entry.ended.items():
             yield (str(entry.listener), entry.destination, reason), count
+
+
+def _established(status: Status) -> Samples:
+    for entry in status.destinations:
+        yield (str(entry.listener), entry.destination), entry.established
 
 
 def _active(status: Status) -> Samples:
@@ -105,6 +111,13 @@ METRICS = (
         _connections,
     ),
     Definition(
+        "counter",
+        "connections_established",
+        ("listener", "destination"),
+        "Connections that reached the remote host, those that still run included.",
+        _established,
+    ),
+    Definition(
         "gauge",
         "connections_active",
         ("listener", "destination"),
@@ -142,28 +155,28 @@ METRICS = (
     Definition(
         "counter",
         "dns_lookups",
-        ("destination", "result"),
-        "Look-ups of a name: resolved; stale (failed, earlier addresses stay in use); unresolved.",
+        ("name", "result"),
+        "Lookups of a name: resolved; stale (failed, earlier addresses stay in use); unresolved.",
         _lookups,
     ),
     Definition(
         "gauge",
         "dns_addresses",
-        ("destination",),
+        ("name",),
         "Addresses in use for a name.",
         lambda status: (((name.name,), name.addresses) for name in status.names),
     ),
     Definition(
         "gauge",
         "dns_stale",
-        ("destination",),
+        ("name",),
         "1 while a name's addresses are those of an earlier answer because look-ups fail.",
         lambda status: (((name.name,), name.stale) for name in status.names),
     ),
     Definition(
         "gauge",
         "dns_last_success_timestamp_seconds",
-        ("destination",),
+        ("name",),
         "When a name was last answered.",
         _last_success,
     ),
@@ -241,10 +254,11 @@ METRICS = (
         lambda status: [((status.version, status.python), 1)],
     ),
 )
-# The one histogram.
+# The one histogram: its name, labels and meaning.
 CONNECT_DURATION = (
     "connect_duration_seconds",
-    "From a client's connection to that of its upstream, where there was one.",
+    ("listener", "destination"),
+    "From accepting a client to the remote host's answer; counted when the connection ends.",
 )
 
 
@@ -257,15 +271,23 @@ class _Snapshot(Collector):
     def collect(self) -> Iterator[Metric]:
         for definition in METRICS:
             yield _family(definition, self._status)
-        connects = self._status.connects
-        name, meaning = CONNECT_DURATION
+        yield _connect_durations(self._status)
+
+
+def _connect_durations(status: Status) -> Metric:
+    name, labels, meaning = CONNECT_DURATION
+    family = HistogramMetricFamily(PREFIX + name, meaning, labels=labels)
+    for entry in status.destinations:
+        times = entry.connect_times
         buckets = [
-            (str(bound), float(count))
-            for bound, count in zip(connects.bounds, connects.within, strict=True)
+            (str(bound), float(count)) for bound, count in zip(BOUNDS_S, times.within, strict=True)
         ]
-        yield HistogramMetricFamily(
-            PREFIX + name, meaning, [*buckets, ("+Inf", connects.count)], connects.sum_s
+        family.add_metric(
+            (str(entry.listener), entry.destination),
+            [*buckets, ("+Inf", float(times.count))],
+            times.sum_s,
         )
+    return family
 
 
 def _family(definition: Definition, status: Status) -> Metric:

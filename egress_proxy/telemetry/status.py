@@ -49,9 +49,19 @@ class Name(msgspec.Struct, frozen=True, kw_only=True):
     last_failure: Failure | None
 
 
+class ConnectTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """How many connections were established within each of `counters.BOUNDS_S`, and in all."""
+
+    within: tuple[int, ...]
+    count: int
+    sum_s: float
+
+
 class Destination(msgspec.Struct, frozen=True, kw_only=True):
     """One listening port; `ended` counts its connections by reason.
 
+    `established` counts those that reached the remote host; `connect_times` are of those that have
+    ended since.
     `error` says why the port cannot listen; it is empty unless `state` is failed.
     `upstream_failures` is how often one of the destination's addresses failed that was healthy
     before; ports with the same destination share the number.
@@ -66,19 +76,12 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     upstream_failures: int
     active: int
     total: int
+    established: int
+    connect_times: ConnectTimes
     ended: dict[str, int]
     bytes_to_upstream: int
     bytes_to_client: int
     last_failure: Failure | None
-
-
-class Connects(msgspec.Struct, frozen=True, kw_only=True):
-    """How long connecting took: of `bounds` (seconds), how many were within each, and in all."""
-
-    bounds: tuple[float, ...]
-    within: tuple[int, ...]
-    count: int
-    sum_s: float
 
 
 class Reloads(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,7 +109,6 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     pauses: int
     destinations: tuple[Destination, ...]
     names: tuple[Name, ...]
-    connects: Connects
     reloads: Reloads
     log_dropped: int
     defects: int

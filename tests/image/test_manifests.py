@@ -33,7 +33,7 @@ OVERLAYS = (
     "examples/shop/payments",
 )
 # Applied once per cluster or namespace; they hold no router.
-ONCE = ("cluster/openshift", "cluster/openshift-sdn", "namespace")
+ONCE = ("cluster/openshift", "cluster/openshift-sdn", "monitoring", "namespace")
 EXAMPLES = ("pod-privileged", "pod-least-privilege")
 # The oldest with a schema, OpenShift 4.14's (the last with OpenShift SDN in support), a newer one,
 # and the newest that the package knows.
@@ -409,6 +409,53 @@ def quantity(text: str) -> float:
         if text.endswith(unit):
             return float(text.removesuffix(unit)) * factor
     return float(text)
+
+
+def runbooks(resources: list[Resource]) -> set[str]:
+    """The runbook's URL in every alert, without the section."""
+    (group,) = one(resources, "PrometheusRule")["spec"]["groups"]
+    urls = [rule["annotations"]["runbook_url"] for rule in group["rules"]]
+    assert [url.partition("#")[2] for url in urls] == [
+        rule["alert"].lower() for rule in group["rules"]
+    ]
+    return {url.partition("#")[0] for url in urls}
+
+
+def test_every_alert_has_an_absolute_url_and_a_team_can_set_its_own(tmp_path: Path) -> None:
+    (url,) = runbooks(render("monitoring"))
+    assert url.startswith("https://")
+    resources = build(
+        tmp_path,
+        namespace="shop",
+        resources=["DEPLOY/monitoring"],
+        configMapGenerator=[
+            {
+                "name": "monitoring-variables",
+                "behavior": "merge",
+                "literals": ["RUNBOOK=https://wiki.example.com/egress"],
+            }
+        ],
+        transformers=["DEPLOY/monitoring/runbook"],
+    )
+    assert runbooks(resources) == {"https://wiki.example.com/egress"}
+
+
+def test_monitoring_finds_the_pods_of_every_router_and_grafana_the_dashboard() -> None:
+    monitoring = render("monitoring")
+    selector = one(monitoring, "PodMonitor")["spec"]["selector"]["matchLabels"]
+    for router in ("database", "payments"):
+        (deployment,) = (
+            resource
+            for resource in render(f"examples/shop/{router}")
+            if resource["kind"] == "Deployment"
+        )
+        assert selector.items() <= labels_of(deployment).items()
+        # As EgressRouterAbsent finds it.
+        assert "egress-router" in deployment["metadata"]["name"]
+    # The only ConfigMap: what kustomize alone uses is not applied.
+    dashboard = one(monitoring, "ConfigMap")
+    assert dashboard["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert json.loads(dashboard["data"]["egress-router.json"])["panels"]
 
 
 def test_the_privileged_example_is_the_pod_as_it_always_was() -> None:

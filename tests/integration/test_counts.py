@@ -115,7 +115,23 @@ async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> No
             "to_client": sum(record.bytes_to_client for record in records),
         }
         assert board.metrics("connections_active", "destination") == {}
-        assert board.snapshot.take().connects.count == count
+        assert board.metrics("connections_established_total", "listener") == {"0": count}
+        assert board.metrics("connect_duration_seconds_count", "listener") == {"0": count}
+
+
+async def test_a_session_is_established_while_it_runs_and_a_failed_one_never() -> None:
+    async with Rig() as rig:
+        board = Board(rig)
+        client, _ = await rig.pair()
+        assert board.metrics("connections_established_total", "listener") == {"0": 1}
+        rig.listener.close()
+        with contextlib.suppress(ConnectionResetError):
+            await rig.client()
+        await rig.recorder.wait_closed(1)
+        assert board.metrics("connections_established_total", "listener") == {"0": 1}
+        client.reset()
+        await rig.recorder.wait_closed(2)
+        assert board.metrics("connections_established_total", "listener") == {"0": 1}
 
 
 async def test_an_address_counts_as_failed_until_it_answers() -> None:

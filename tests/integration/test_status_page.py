@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from egress_proxy.telemetry.admin import AdminServer, Pages
-from egress_proxy.telemetry.status import Connects, Failure, Reloads, Source, Upstream
+from egress_proxy.telemetry.status import Failure, Reloads, Source, Upstream
 from tests.support.needs import do_without
 from tests.support.statuses import destination, name, status
 
@@ -67,7 +67,6 @@ def example() -> Status:
         sources=(Source(address="192.0.2.99", problem=""),),
         active=131,
         maximum=10_000,
-        connects=Connects(bounds=(), within=(), count=0, sum_s=0.0),
         reloads=Reloads(reloaded=4, rejected=1, last=now - 60, problems=()),
         names=(web, gone, fine),
         destinations=(

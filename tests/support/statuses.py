@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from egress_proxy.telemetry.counters import BOUNDS_S
 from egress_proxy.telemetry.status import (
-    Connects,
+    ConnectTimes,
     Destination,
     Failure,
     ListenerState,
@@ -28,6 +29,8 @@ def destination(
         upstream_failures=0,
         active=0,
         total=0,
+        established=0,
+        connect_times=ConnectTimes(within=(0,) * len(BOUNDS_S), count=0, sum_s=0.0),
         ended={"finished": 0},
         bytes_to_upstream=0,
         bytes_to_client=0,
@@ -67,7 +70,6 @@ def status(
         pauses=0,
         destinations=destinations,
         names=names,
-        connects=Connects(bounds=(), within=(), count=0, sum_s=0.0),
         reloads=Reloads(reloaded=0, rejected=0, last=None, problems=()),
         log_dropped=0,
         defects=0,

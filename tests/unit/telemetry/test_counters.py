@@ -89,15 +89,28 @@ def test_the_last_failure_is_one_that_the_destination_is_to_blame_for() -> None:
 
 def test_how_long_connecting_took() -> None:
     # On a bound, as Prometheus' le has it, is within it.
-    connects = tally_of(
-        closed(connect_s=0.0005),
-        closed(connect_s=0.3),
-        closed(connect_s=60.0),
-        closed(connect_s=None),
-    ).connects
-    assert connects.bounds == BOUNDS_S
-    assert connects.within == (1,) * 9 + (2,) * 5
-    assert (connects.count, connects.sum_s) == (3, 60.3005)
+    times = (
+        tally_of(
+            closed(connect_s=0.001),
+            closed(connect_s=0.3),
+            closed(connect_s=60.0),
+            closed(connect_s=None),
+            closed(port=81),
+        )
+        .ended[80, "a.example:80"]
+        .connect_times
+    )
+    assert dict(zip(BOUNDS_S, times.within, strict=True)) == {
+        0.001: 1,
+        0.005: 1,
+        0.025: 1,
+        0.1: 1,
+        0.25: 1,
+        1.0: 2,
+        3.0: 2,
+        10.0: 2,
+    }
+    assert (times.count, times.sum_s) == (3, 60.301)
 
 
 def test_a_name_from_its_first_answer_to_an_outage() -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from egress_proxy.telemetry.counters import BOUNDS_S
 from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX, exposition
-from egress_proxy.telemetry.status import Connects, Upstream
+from egress_proxy.telemetry.status import ConnectTimes, Upstream
 from tests.support.needs import do_without
 from tests.support.statuses import destination, name, status
 
@@ -29,6 +30,8 @@ EXAMPLE = replace(
         replace(
             destination(),
             active=2,
+            established=3,
+            connect_times=ConnectTimes(within=(0, 0, 0, 1, 1, 1, 1, 3), count=4, sum_s=20.5),
             ended={"finished": 3, "error": 1},
             upstreams=FAILED[:2],
             upstream_failures=4,
@@ -47,17 +50,39 @@ EXAMPLE = replace(
         names=(name("timed out"), replace(name(), name="b.example", addresses=2, last_success=9.5)),
         source="no interface has it",
     ),
-    connects=Connects(bounds=(0.1, 10.0), within=(1, 3), count=4, sum_s=20.5),
     pauses=6,
     log_dropped=8,
     defects=9,
 )
 HERE = 'destination="192.0.2.1:80",listener="80"'
+_PREFIX = "egress_proxy_connect_duration_seconds"
+
+
+def histogram(destination: str, listener: int, within: str, total_s: str) -> str:
+    counts = within.split()
+    where = f'destination="{destination}"', f'listener="{listener}"'
+    buckets = [
+        f'{_PREFIX}_bucket{{{where[0]},le="{bound}",{where[1]}}} {count}.0'
+        for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), counts, strict=True)
+    ]
+    here = f"{{{where[0]},{where[1]}}}"
+    sums = f"{_PREFIX}_count{here} {counts[-1]}.0", f"{_PREFIX}_sum{here} {total_s}"
+    return "\n".join([*buckets, *sums, ""])
+
+
+HISTOGRAMS = (
+    histogram("192.0.2.1:80", 80, "0 0 0 1 1 1 1 3 4", "20.5")
+    + histogram("a.example:81", 81, "0 0 0 0 0 0 0 0 0", "0.0")
+    + histogram("192.0.2.1:80", 82, "0 0 0 0 0 0 0 0 0", "0.0")
+)
 EXPECTED = f"""\
 egress_proxy_connections_total{{destination="192.0.2.1:80",listener="80",reason="finished"}} 3.0
 egress_proxy_connections_total{{destination="192.0.2.1:80",listener="80",reason="error"}} 1.0
 egress_proxy_connections_total{{destination="a.example:81",listener="81",reason="finished"}} 0.0
 egress_proxy_connections_total{{destination="192.0.2.1:80",listener="82",reason="finished"}} 1.0
+egress_proxy_connections_established_total{{{HERE}}} 3.0
+egress_proxy_connections_established_total{{destination="a.example:81",listener="81"}} 0.0
+egress_proxy_connections_established_total{{destination="192.0.2.1:80",listener="82"}} 0.0
 egress_proxy_connections_active{{{HERE}}} 2.0
 egress_proxy_connections_active{{destination="a.example:81",listener="81"}} 0.0
 egress_proxy_connections_active{{destination="192.0.2.1:80",listener="82"}} 0.0
@@ -72,13 +97,13 @@ egress_proxy_upstream_failures_total{{destination="192.0.2.1:80"}} 4.0
 egress_proxy_upstream_failures_total{{destination="a.example:81"}} 0.0
 egress_proxy_upstream_addresses_failed{{destination="192.0.2.1:80"}} 2.0
 egress_proxy_upstream_addresses_failed{{destination="a.example:81"}} 0.0
-egress_proxy_dns_lookups_total{{destination="a.example",result="resolved"}} 0.0
-egress_proxy_dns_lookups_total{{destination="b.example",result="resolved"}} 0.0
-egress_proxy_dns_addresses{{destination="a.example"}} 0.0
-egress_proxy_dns_addresses{{destination="b.example"}} 2.0
-egress_proxy_dns_stale{{destination="a.example"}} 0.0
-egress_proxy_dns_stale{{destination="b.example"}} 0.0
-egress_proxy_dns_last_success_timestamp_seconds{{destination="b.example"}} 9.5
+egress_proxy_dns_lookups_total{{name="a.example",result="resolved"}} 0.0
+egress_proxy_dns_lookups_total{{name="b.example",result="resolved"}} 0.0
+egress_proxy_dns_addresses{{name="a.example"}} 0.0
+egress_proxy_dns_addresses{{name="b.example"}} 2.0
+egress_proxy_dns_stale{{name="a.example"}} 0.0
+egress_proxy_dns_stale{{name="b.example"}} 0.0
+egress_proxy_dns_last_success_timestamp_seconds{{name="b.example"}} 9.5
 egress_proxy_listener_up{{listener="80"}} 1.0
 egress_proxy_listener_up{{listener="81"}} 0.0
 egress_proxy_listeners_paused_total 6.0
@@ -91,12 +116,7 @@ egress_proxy_draining 0.0
 egress_proxy_log_records_dropped_total 8.0
 egress_proxy_defects_total 9.0
 egress_proxy_build_info{{python="3.11",version="1.0"}} 1.0
-egress_proxy_connect_duration_seconds_bucket{{le="0.1"}} 1.0
-egress_proxy_connect_duration_seconds_bucket{{le="10.0"}} 3.0
-egress_proxy_connect_duration_seconds_bucket{{le="+Inf"}} 4.0
-egress_proxy_connect_duration_seconds_count 4.0
-egress_proxy_connect_duration_seconds_sum 20.5
-"""
+{HISTOGRAMS}"""
 
 
 def own(lines: Iterable[str]) -> list[str]:
