@@ -158,6 +158,7 @@ async def check_reset(rig: Rig, sides: dict[str, Side], resetter: str) -> None:
 @settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
     deadline=None,
+    print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(script=st.lists(STEPS, max_size=40))

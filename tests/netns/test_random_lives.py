@@ -7,9 +7,12 @@ left to chance, which a test on its own event loop never is.
 
 from __future__ import annotations
 
+import os
 import random
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.support.island import Island
 from tests.support.peers import reset
@@ -17,6 +20,9 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     import socket
+
+# The variable of the environment that repeats a run, as far as chance was ours.
+SEED = "RANDOM_LIVES_SEED"
 
 GROUPS = 40
 AT_ONCE = 40
@@ -76,8 +82,15 @@ class End:
         return bool(self.ending)
 
 
-def test_random_lives_end_as_they_should() -> None:
-    dice = random.Random()  # noqa: S311 - not a secret
+@pytest.fixture
+def dice() -> random.Random:
+    seed = int(os.environ.get(SEED) or random.SystemRandom().getrandbits(32))
+    # Captured, and shown with a failure.
+    print(f"The same choices again: {SEED}={seed}")  # noqa: T201 - see above
+    return random.Random(seed)  # noqa: S311 - not a secret
+
+
+def test_random_lives_end_as_they_should(dice: random.Random) -> None:
     with Island(EGRESS_DNS_PROXY_DEBUG="1") as island:
         before = island.descriptors()
         for _ in range(GROUPS):
@@ -100,7 +113,10 @@ def test_random_lives_end_as_they_should() -> None:
         wait_until(lambda: island.active() == 0)
         records = [one for one in island.process.records if one["event"] == "connection.closed"]
         assert len(records) == GROUPS * AT_ONCE
-        assert {one["reason"] for one in records} == {"finished", "client_reset", "upstream_reset"}
+        reasons = {one["reason"] for one in records}
+        assert reasons >= {"finished", "client_reset", "upstream_reset"}
+        # A RST of the client may come before the command has seen that the upstream accepted.
+        assert reasons <= {"finished", "client_reset", "upstream_reset", "client_gone"}
         wait_until(lambda: island.descriptors()["socket"] == before["socket"])
 
 

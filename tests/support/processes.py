@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
+# As many records as a failure shows, the last ones.
+_SHOWN = 50
+
 
 class Command:
     """A running command; leaving the ``with`` block kills it, if it still runs.
@@ -153,7 +156,9 @@ class Process(Command):
             self._news.notify_all()
 
     def transcript(self) -> str:
-        return "\n".join([*map(str, self.records), super().transcript()])
+        omitted = len(self.records) - _SHOWN
+        lines = [f"({omitted} records before)"] if omitted > 0 else []
+        return "\n".join([*lines, *map(str, self.records[-_SHOWN:]), super().transcript()])
 
 
 def _parse(line: str) -> Record:
