@@ -15,9 +15,13 @@ $(VENV)/installed: pyproject.toml
 .PHONY: install
 install: $(VENV)/installed ## install the package and its tools into .venv
 
+# Most tests wait for timers and processes, so more of them run at once than there are cores.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
+PYTEST := pytest --numprocesses $(WORKERS) --dist worksteal tests/unit tests/integration tests/netns
+
 .PHONY: test
-test: install ## run all tests but those of the images
-	$(BIN)/coverage run -m pytest tests/unit tests/integration tests/netns
+test: install ## run all tests but those of the images (WORKERS: how many at once)
+	$(BIN)/$(PYTEST)
 
 FUZZ_EXAMPLES ?= 20000
 
@@ -26,8 +30,10 @@ fuzz: install ## hold many more random lives of a connection against the model (
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_flow_properties.py
 
 .PHONY: coverage
-coverage: install ## what of the package the last test run has covered
-	$(BIN)/coverage combine --quiet --keep
+coverage: install ## run the same tests, and show what of the package they cover
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(PYTEST)
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 .PHONY: docs

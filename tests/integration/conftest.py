@@ -1,4 +1,4 @@
-"""Both event loops, and a count of what a test leaves behind."""
+"""The event loops of the tests, and a count of what a test leaves behind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import uvloop
 
 from tests.support.dns import DnsServer
+from tests.support.network import Namespace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,9 +24,25 @@ if TYPE_CHECKING:
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config,  # noqa: ARG001 - the hook's signature
-    item: pytest.Item,  # noqa: ARG001 - the hook's signature
+    item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    """The event loop of `run`; for tests of the relay also another, on which it does not depend."""
+    if item.get_closest_marker("both_loops"):
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure() -> None:
+    """Give each worker of pytest-xdist a loopback of its own, where it may make one.
+
+    Then ports and the kernel's counters are those of its own tests. Without the privilege it shares
+    the machine's, as a single process does.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        with contextlib.suppress(OSError):
+            loopback = Namespace("loopback")
+            loopback.enter()
+            loopback.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.asyncio,
+    pytest.mark.both_loops,
     pytest.mark.parametrize("actor", ["client", "upstream"]),
 ]
 

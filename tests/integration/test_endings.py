@@ -21,7 +21,7 @@ from egress_proxy.relay.reactor import ERROR
 from tests.support.peers import Peer
 from tests.support.rig import Rig, turns
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.both_loops]
 
 SIDES = ("client", "upstream")
 GREETINGS = {"client": b"hello", "upstream": b"welcome"}

@@ -17,7 +17,7 @@ from tests.support.rig import Rig, turns
 if TYPE_CHECKING:
     from tests.support.peers import Peer
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.both_loops]
 
 
 async def test_octets_pass_both_ways() -> None:

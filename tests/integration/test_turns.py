@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from egress_proxy.events import Reason
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.both_loops]
 
 BUFFER = 64 * 1024
 PIPE = 256 * 1024

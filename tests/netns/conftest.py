@@ -16,16 +16,33 @@ from tests.support.needs import do_without
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# At import, before any test has started a thread: the kernel would refuse it afterwards.
-try:
-    become_root()
-    refusal = ""
-except LabUnavailableError as error:
-    refusal = str(error)
+    from xdist.workermanage import WorkerController
+
+_REFUSAL = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Become root before any thread is started: the kernel refuses it afterwards.
+
+    A worker of pytest-xdist has a thread from its start, and is root if its parent is.
+    """
+    refusal = getattr(config, "workerinput", {}).get("refusal")
+    if refusal is None:
+        try:
+            become_root()
+            refusal = ""
+        except LabUnavailableError as error:
+            refusal = str(error)
+    config.stash[_REFUSAL] = refusal
+
+
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput["refusal"] = node.config.stash[_REFUSAL]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def laboratory() -> None:
+def laboratory(pytestconfig: pytest.Config) -> None:
+    refusal = pytestconfig.stash[_REFUSAL]
     if refusal:
         do_without(refusal)
 

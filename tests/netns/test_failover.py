@@ -30,7 +30,7 @@ AT_ONCE = 4
 def deployment(lab: Lab) -> Iterator[Deployment]:
     lab.gateway.netlink(lambda ip: ip.route("add", dst=f"{SWALLOWED}/32", type="blackhole"))
     with Deployment(lab) as deployed:
-        deployed.init()
+        deployed.take_source()
         deployed.dns.zone[NAME] = Name(a=(OUTSIDE.v4, OUTSIDE_SECOND.v4, SWALLOWED))
         yield deployed
 

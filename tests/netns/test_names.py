@@ -44,7 +44,7 @@ needs_ipv6 = pytest.mark.skipif(not IPV6, reason="the kernel has no IPv6")
 @pytest.fixture
 def deployment(lab: Lab) -> Iterator[Deployment]:
     with Deployment(lab) as deployed:
-        deployed.init()
+        deployed.take_source()
         yield deployed
 
 
@@ -123,7 +123,7 @@ def test_remotes_are_reached_by_the_families_that_have_a_source(
     lab: Lab, families: tuple[str, ...]
 ) -> None:
     with Deployment(lab) as deployment, ExitStack() as stack:
-        deployment.init(**sources(*families))
+        deployment.take_source(**sources(*families))
         deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), aaaa=(OUTSIDE.v6,))
         listeners = {
             family: stack.enter_context(lab.outside.listen(getattr(OUTSIDE, family), PORT))
@@ -149,7 +149,7 @@ def test_remotes_are_reached_by_the_families_that_have_a_source(
 def test_one_family_of_a_name_fails_and_comes_back(lab: Lab) -> None:
     both = Name(a=(OUTSIDE.v4,), aaaa=(OUTSIDE.v6,), ttl_s=0)
     with Deployment(lab) as deployment:
-        deployment.init(**sources("v4", "v6"))
+        deployment.take_source(**sources("v4", "v6"))
         deployment.dns.zone[NAME] = replace(both, rcode=Rcode.SERVFAIL, failing="AAAA")
         proxy = start(deployment)
         for _ in range(2):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 from http.client import HTTPConnection
 from pathlib import Path
@@ -33,7 +34,7 @@ MIB = 1 << 20
 @pytest.fixture
 def deployment(lab: Lab) -> Iterator[Deployment]:
     with Deployment(lab, LEAST_PRIVILEGE) as deployed:
-        deployed.init()
+        deployed.take_source()
         yield deployed
 
 
@@ -191,10 +192,12 @@ class ConfigMap:
 
 
 @pytest.fixture
-def config_map(tmp_path: Path) -> ConfigMap:
-    for directory in (tmp_path, *tmp_path.parents[:2]):
+def config_map() -> Iterator[ConfigMap]:
+    # The command is another user, which finds no way into the directories of tmp_path.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
         directory.chmod(0o755)
-    return ConfigMap(tmp_path, RUN_ENV["EGRESS_DNS_PROXY_DESTINATION"])
+        yield ConfigMap(directory, RUN_ENV["EGRESS_DNS_PROXY_DESTINATION"])
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ WAITING = 12
 @pytest.fixture
 def deployment(lab: Lab) -> Iterator[Deployment]:
     with Deployment(lab) as deployed:
-        deployed.init()
+        deployed.take_source()
         lab.pod.sysctl("ipv4/ip_local_port_range", f"40000 {40000 + PORTS - 1}")
         yield deployed
 

@@ -50,7 +50,7 @@ def second(lab: Lab) -> Iterator[DnsServer]:
 def rewritten(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Deployment]:
     """A pod whose resolv.conf changes in both ways that files do."""
     with Deployment(lab, own_etc=request.param == "another file") as deployed:
-        deployed.init()
+        deployed.take_source()
         yield deployed
 
 
@@ -121,7 +121,7 @@ def test_inotify_is_used_up(lab: Lab, second: DnsServer, *, inotify: bool) -> No
     """By the pods of a node, which share what their user may have."""
     main = Container(uid=10001, read_only=True, inotify=inotify)
     with Deployment(lab, PodSecurity(main=main)) as deployment:
-        deployment.init()
+        deployment.take_source()
         deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=LONG_S)
         second.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=LONG_S)
         proxy = start(deployment)

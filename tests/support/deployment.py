@@ -1,19 +1,23 @@
 """The pod of the README in the laboratory, with the name server it asks and the hosts it leads to.
 
 The three kinds of destination are an address, a name, and a name with another remote port. The
-steps are the caller's to take, so that it can look in between: `init`, `start`, `connect`.
+steps are the caller's to take, so that it can look in between: `init` or `take_source`, `start`,
+`connect`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from egress_proxy.init.host_facts import read_name_servers
+from egress_proxy.init.netlink import Netlink
+from egress_proxy.init.plan import make_plan
+from egress_proxy.init.settings import read_settings
 from tests.support.dns import DnsServer, Name
 from tests.support.lab import (
     CLUSTER_DNS,
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     import socket
     import subprocess
 
+    from egress_proxy.init.state import State
     from tests.support.processes import Process, Record
 
 # As the kubelet writes it; with ndots:5 a name of three dots is first tried below each domain.
@@ -129,6 +134,32 @@ class Deployment(ExitStack):
         successor.write_text(text)
         successor.rename(self._resolv_conf)
 
+    def take_source(self, **more_env: str) -> None:
+        """Change the pod's network as init does, by its plan, without a word to the LAN.
+
+        For tests of the main container: init asks and tells for two seconds.
+        """
+        settings = read_settings(INIT_ENV | more_env)
+
+        def settled(state: State) -> bool | None:
+            return None if any(address.tentative for address in state.addresses) else True
+
+        def take() -> None:
+            with Netlink() as netlink:
+                state = replace(
+                    netlink.observe(),
+                    name_servers=read_name_servers(self._resolv_conf),
+                    sysctls_writable=True,
+                )
+                plan = make_plan(state, settings)
+                for step in plan.link + plan.ipv6_addresses + plan.ipv4_addresses:
+                    netlink.apply(step.change)
+                assert netlink.wait(settled, TIMEOUT_S)
+                for step in plan.routes:
+                    netlink.apply(step.change)
+
+        self.lab.pod.call(take)
+
     def init(self, **more_env: str) -> list[Record]:
         """Run the init container to its end, which must be a good one; its records."""
         done = self.lab.pod.run(
@@ -178,5 +209,5 @@ class Deployment(ExitStack):
 
     def _container(self, container: Container) -> Container:
         if self._own_etc:
-            return dataclasses.replace(container, etc=str(self._etc))
-        return dataclasses.replace(container, resolv_conf=str(self._resolv_conf))
+            return replace(container, etc=str(self._etc))
+        return replace(container, resolv_conf=str(self._resolv_conf))

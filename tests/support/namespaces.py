@@ -20,6 +20,7 @@ import os
 import signal
 import struct
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,11 @@ def become_root() -> None:
             f"uid {os.getuid()} may not make network namespaces ({refusal}); run as root, or allow "
             "user namespaces: user.max_user_namespaces, kernel.unprivileged_userns_clone, "
             "kernel.apparmor_restrict_unprivileged_userns"
+        )
+    if threading.active_count() > 1:
+        raise LabUnavailableError(
+            "a process with threads can't enter a user namespace: to run tests in parallel, name "
+            "their directories, so that pytest starts its workers as root"
         )
     # pytest names its temporary directory after the user: "root" would be the real root's.
     os.environ.setdefault("LOGNAME", getpass.getuser())

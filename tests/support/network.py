@@ -67,11 +67,15 @@ class Namespace:
         """Let go of it: the kernel removes it once no process and no socket is left in it."""
         os.close(self.descriptor)
 
+    def enter(self) -> None:
+        """Move the calling thread inside, and all that it starts from now on."""
+        setns(self.descriptor, CLONE_NEWNET)
+
     def call(self, function: Callable[[], T]) -> T:
         """Call `function` in a thread that is inside; sockets it makes stay inside for ever."""
 
         def inside() -> T:
-            setns(self.descriptor, CLONE_NEWNET)
+            self.enter()
             return function()
 
         return _in_thread(inside)
