@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,12 @@ import pytest
 
 from docs.metrics import PAGE, page
 from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX
-from tests.support.needs import do_without
+from tests.support.alert_rules import ALERTS, MONITORING, RULE, promtool, write_rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-MONITORING = ROOT / "deploy" / "monitoring"
-RULE = (MONITORING / "prometheusrule.yaml").read_text()
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
 
 # Of kube-state-metrics, by their documentation.
@@ -32,7 +29,6 @@ KUBE = {
 SERIES = {
     PREFIX + metric.name + ("_total" if metric.kind == "counter" else "") for metric in METRICS
 } | {f"{PREFIX}{CONNECT_DURATION[0]}_{part}" for part in ("bucket", "sum", "count")}
-ALERTS = re.findall(r"- alert: (\w+)", RULE)
 
 
 def expressions() -> Iterator[str]:
@@ -45,24 +41,11 @@ def used(text: str) -> set[str]:
     return set(re.findall(rf"(?:{PREFIX}|kube_)\w+", text))
 
 
-@pytest.fixture
-def rules(tmp_path: Path) -> Path:
-    """The rules as Prometheus itself reads them: what the operator takes out of the resource."""
-    _, _, spec = RULE.partition("\nspec:\n")
-    (tmp_path / "rules.yaml").write_text(re.sub("^  ", "", spec, flags=re.MULTILINE))
-    shutil.copy(MONITORING / "rules_test.yaml", tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("command", ["check rules rules.yaml", "test rules rules_test.yaml"])
-def test_prometheus_agrees_with_the_rules(command: str, rules: Path) -> None:
-    if shutil.which("promtool") is None:
-        do_without("promtool is missing (Debian: prometheus)")
-    judged = subprocess.run(
-        ["promtool", *command.split()], cwd=rules, capture_output=True, text=True, check=False
-    )
-    assert judged.returncode == 0, judged.stdout + judged.stderr
-    assert "SUCCESS" in judged.stdout
+def test_prometheus_agrees_with_the_rules(command: str, tmp_path: Path) -> None:
+    write_rules(tmp_path)
+    shutil.copy(MONITORING / "rules_test.yaml", tmp_path)
+    promtool(tmp_path, command)
 
 
 def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
