@@ -62,25 +62,18 @@ class History:
 
     def expect(self, alerts: dict[str, int], **where: str) -> None:
         """So often each alert fires after the last scrape, and no other; where, by its labels."""
-        at = {"eval_time": f"{(len(self._scrapes) - 1) * STEP_S}s"}
-        self._expected += [
-            at
-            | {
-                "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
-                "exp_samples": [
-                    {"labels": f'{{alertname="{alert}"}}', "value": count}
-                    for alert, count in alerts.items()
-                ],
-            },
-            *(
-                at
-                | {
-                    "expr": f'count(ALERTS{{alertname="{alert}",{labels}}})',
-                    "exp_samples": [{"labels": "{}", "value": 1}],
-                }
-                for alert, labels in where.items()
-            ),
+        at = f"{(len(self._scrapes) - 1) * STEP_S}s"
+        firing = [
+            {"labels": f'{{alertname="{alert}"}}', "value": count}
+            for alert, count in alerts.items()
         ]
+        self._expect(at, 'count by (alertname) (ALERTS{alertstate="firing"})', firing)
+        for alert, labels in where.items():
+            one = {"labels": "{}", "value": 1}
+            self._expect(at, f'count(ALERTS{{alertname="{alert}",{labels}}})', [one])
+
+    def _expect(self, at: str, expr: str, samples: list[dict[str, object]]) -> None:
+        self._expected.append({"eval_time": at, "expr": expr, "exp_samples": samples})
 
     def write_test(self, directory: Path) -> None:
         series = {name for scrape in self._scrapes for name in scrape}
