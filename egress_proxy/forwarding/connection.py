@@ -128,6 +128,11 @@ class Connection:
         return (relay.up.count, relay.down.count) if relay else (0, 0)
 
     @property
+    def established(self) -> bool:
+        """Whether the upstream was reached."""
+        return self._relay is not None
+
+    @property
     def host(self) -> Address | str:
         """What the admin wrote: whose addresses this connection may go to."""
         return self._forwarder.destination.host

@@ -111,7 +111,7 @@ class Snapshot:
                 live = by_forwarder[forwarder] = _Live()
             to_upstream, to_client = connection.moved
             live.active += 1
-            live.established += connection.address is not None
+            live.established += connection.established
             live.to_upstream += to_upstream
             live.to_client += to_client
         found: dict[Key, _Live] = {}
