@@ -109,7 +109,7 @@ audit: $(VENV)/image-tools ## look the pinned packages up in the advisory databa
 release-check: sbom manifests ## what stands between this tree and a release
 	images/release-check.sh
 
-# What is measured is what the images run: a distribution's own Python, where it is new enough.
+# Measure with a distribution's own Python, as in the images, where it is new enough.
 BENCH_PYTHON ?= $(shell /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo /usr/bin/python3 || echo $(PYTHON))
 BENCH_VENV := .venv-bench
@@ -127,12 +127,16 @@ $(BENCH_VENV)/installed: pyproject.toml
 	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
+# The Debian suite of the other proxies. The default has the newest HAProxy; trixie is stable.
+BENCH_SUITE ?= experimental
+export BENCH_SUITE
+
 .PHONY: bench
-bench: $(BENCH_VENV)/installed ## measure beside other proxies (QUICK=1: a minute; ROUNDS, PEERS, OUT)
+bench: $(BENCH_VENV)/installed ## compare with other proxies (QUICK=1: one minute; ROUNDS, PEERS, OUT, BENCH_SUITE)
 	$(BENCH_VENV)/bin/python -m bench $(BENCH)
 
 .PHONY: bench-steps
-bench-steps: $(BENCH_VENV)/installed ## measure beside earlier commits of this project (STEPS="hash hash"; ROUNDS, LOADS, OUT)
+bench-steps: $(BENCH_VENV)/installed ## compare with earlier commits of this project (STEPS="hash hash"; ROUNDS, LOADS, OUT)
 	for step in $(STEPS); do \
 		test -e build/steps/$$step || git worktree add --quiet --detach build/steps/$$step $$step; done
 	$(BENCH_VENV)/bin/python -m bench --rounds $(or $(ROUNDS),9) --seconds 2 --idle 0 \
@@ -141,9 +145,9 @@ bench-steps: $(BENCH_VENV)/installed ## measure beside earlier commits of this p
 	git worktree list --porcelain | sed -n 's|^worktree \(.*/build/steps/.*\)|\1|p' | xargs -r -n1 git worktree remove --force
 
 .PHONY: bench-scaling
-bench-scaling: $(BENCH_VENV)/installed ## measure two processes against one, and HAProxy's threads
+bench-scaling: $(BENCH_VENV)/installed ## compare two processes with one, and HAProxy's threads
 	$(BENCH_VENV)/bin/python -m bench.scaling --rounds $(or $(ROUNDS),5)
 
 .PHONY: bench-syscalls
-bench-syscalls: $(BENCH_VENV)/installed ## count the system calls of one connection
+bench-syscalls: $(BENCH_VENV)/installed ## count the system calls per connection
 	$(BENCH_VENV)/bin/python -m bench --syscalls $(if $(PEERS),--peers $(PEERS))

@@ -1,4 +1,4 @@
-"""``python -m bench``: measure this project beside HAProxy, nginx and plain forwarding."""
+"""``python -m bench``: compare this project with HAProxy, nginx and plain IP forwarding."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def main() -> int:
         peer = earlier(checkout.resolve(), number)
         PEERS[peer.name] = peer
         options.peers.append(peer.name)
-    # The ordinary way out closes everything.
+    # SystemExit stops all processes on its way out.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        tools.install_missing()
+        tools.provide()
         become_root()
         raise_descriptor_limit()
         _run(options)
@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> None:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise BenchError("two cores are needed: one for the proxy, one for everything else")
-    # The first core has the machine's interrupts more often than not.
+    # The proxy gets the last core, because the first one usually handles the interrupts.
     load_core, proxy_core = cores[0], cores[-1]
     os.sched_setaffinity(0, {load_core})
     facts = describe(proxy_core, load_core)
@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> None:
             proxy_core=proxy_core,
             load_core=load_core,
             seconds=options.seconds,
-            # Some room for the requests beside the idle ones.
+            # Leave 200 connections for the requests and the checks.
             idle=min(options.idle, capacity() - 200),
             wanted=frozenset(options.peers),
             loads=tuple(load for load in LOADS if load.name in (options.loads or load.name)),
@@ -92,13 +92,17 @@ def _run(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=3, help="length of one measurement")
-    parser.add_argument("--idle", type=int, default=10_000, help="idle connections")
+    parser.add_argument("--rounds", type=int, default=5, help="each has every load and peer")
+    parser.add_argument("--seconds", type=int, default=3, help="of one measurement")
+    parser.add_argument("--idle", type=int, default=10_000, help="number of idle connections")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--loads", nargs="+", choices=[load.name for load in LOADS])
-    parser.add_argument("--earlier", type=Path, nargs="+", default=[], help="other checkouts")
-    parser.add_argument("--syscalls", action="store_true", help="count system calls, no more")
+    parser.add_argument(
+        "--earlier", type=Path, nargs="+", default=[], help="other checkouts of this project"
+    )
+    parser.add_argument(
+        "--syscalls", action="store_true", help="count system calls and do nothing else"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     return parser
 

@@ -1,8 +1,9 @@
-"""Who used how much CPU between two moments.
+"""CPU time that each process, and the machine, used between two moments.
 
-A process's time is the kernel's own sum in nanoseconds, with what the network stack did in its
-name: on a veth, the sender's core carries a segment all the way into the receiver's socket. The
-machine's time is what its cores were not idle, so it also has what no process is charged for.
+The kernel counts a process's time in nanoseconds. It includes the work of the network stack on
+behalf of that process: on a veth, the sender's core delivers a segment into the receiver's socket.
+The machine's time is the time its cores were not idle, so it includes work that is charged to no
+process.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _STAT = Path("/proc/stat")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Seconds: at a moment since some origin, or between two moments."""
+    """Seconds since an arbitrary origin, or between two moments."""
 
     wall: float
     proxy: float
     # Servers and load generators.
     load: float
-    # Kernel threads that take packet processing over from a busy core.
+    # Kernel threads that process packets when a core is busy.
     network: float
     idle: float
     steal: float
@@ -45,18 +46,18 @@ class Times:
         )
 
     def busy(self, cores: int) -> float:
-        """CPU seconds that the whole machine spent."""
+        """CPU seconds that the whole machine used."""
         return max(cores * self.wall - self.idle - self.steal, 0.0)
 
     def foreign(self, cores: int) -> float:
-        """CPU seconds of `busy` that nobody in the benchmark accounts for."""
+        """CPU seconds of `busy` that no part of the benchmark used."""
         return max(self.busy(cores) - self.proxy - self.load - self.network, 0.0)
 
 
 class Clocks:
     """Reads `Times` of the proxies and servers with these process identifiers.
 
-    The load includes this process and those it has waited for: the generators.
+    The load includes this process and its ended children, which are the load generators.
     """
 
     def __init__(self, proxies: Sequence[int], servers: Sequence[int]) -> None:
@@ -77,7 +78,7 @@ class Clocks:
 
 
 def process_seconds(pid: int) -> float:
-    """CPU seconds of all threads of `pid`, to the nanosecond."""
+    """CPU seconds of all threads of `pid`, with a resolution of a nanosecond."""
     # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) in linux/posix-timers.h, as clock_getcpuclockid(3).
     return time.clock_gettime((~pid << 3) | 2)
 
@@ -89,7 +90,7 @@ def resident_octets(pid: int) -> int:
 
 
 def parse_stat(text: str) -> tuple[float, float]:
-    """Seconds of idleness (with iowait) and of steal, of all cores, in /proc/stat (proc(5))."""
+    """Idle seconds (with iowait) and stolen seconds of all cores in /proc/stat (proc(5))."""
     fields = [int(field) for field in text.split("\n", 1)[0].split()[1:]]
     return (fields[3] + fields[4]) / _TICKS_PER_S, fields[7] / _TICKS_PER_S
 

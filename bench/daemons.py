@@ -1,7 +1,8 @@
-"""Servers and proxies in the background: inside a namespace, on one core, ended in any case."""
+"""Start servers and proxies in the background: in a namespace, on one core, always stopped."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,20 +17,24 @@ if TYPE_CHECKING:
 
 _START_S = 10.0
 _LISTEN = "0A"
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# The Debian suite of the compared proxies. The default has the newest HAProxy that Debian offers.
+SUITE = os.environ.get("BENCH_SUITE") or "experimental"
+# Where `tools` unpacks them.
+UNPACKED = Path(__file__).parents[1] / "build/peers" / SUITE
+PATH = f"{UNPACKED}/commands:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class BenchError(Exception):
-    """The benchmark can't go on, or its figures would not mean what they say."""
+    """The benchmark can't continue, or its figures would be wrong."""
 
 
 def pinned(cores: int | str, *argv: str) -> list[str]:
-    """The command line of `argv` on one core, or on those of a list such as ``0,1``."""
+    """The command line that runs `argv` on one core, or on a list of cores such as ``0,1``."""
     return ["/usr/bin/taskset", "--cpu-list", str(cores), *argv]
 
 
 class Daemon(Command):
-    """A server or proxy in `namespace`, on `cores`. It dies with this process, even by SIGKILL."""
+    """A server or proxy in `namespace`, on `cores`. The kernel kills it when this process ends."""
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class Daemon(Command):
 
 
 def listening_ports(namespace: Namespace) -> set[int]:
-    """The TCP ports over IPv4 that somebody listens on; no connection disturbs them."""
+    """The TCP ports with an IPv4 listener. Read from /proc, so no listener gets a connection."""
     table = namespace.call(lambda: Path("/proc/thread-self/net/tcp").read_text())
     rows = [line.split() for line in table.splitlines()[1:]]
     # Column 1 is the local address in hexadecimal, column 3 the state (net/tcp_states.h).

@@ -1,24 +1,24 @@
-"""The limit of open files, raised for all processes of the benchmark."""
+"""Raise the limit of open files for all processes of the benchmark."""
 
 from __future__ import annotations
 
 import resource
 
-# For 10,000 idle connections and 64 others. Proxies prepare for as many as there may be, so this
-# is no more on a machine that allows more.
+# Enough for 10,000 idle connections and 64 others. Proxies allocate memory in proportion to this
+# limit, so it is the same on every machine that allows it.
 _ENOUGH = 24_000
-# Libraries, listeners, logs, and pipes to splice through.
+# For libraries, listeners, logs, and pipes for splice(2).
 _HEADROOM = 1000
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process, and all that it starts, have as many as they need, or as they may."""
+    """Set the limit of this process and its children, to the hard limit at most."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def capacity() -> int:
-    """The connections that a proxy can have at once: each takes two descriptors."""
+    """How many connections a proxy can have at the same time: each takes two descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (soft - _HEADROOM) // 2

@@ -1,4 +1,4 @@
-"""The pure part: what the generators print, and medians and ratios of it."""
+"""Pure functions: parse the output of the load generators, compute medians and ratios."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ if TYPE_CHECKING:
 
 
 class OutputError(ValueError):
-    """A generator's output is not what it prints after a run without any error."""
+    """A load generator's output is incomplete or reports an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrkResult:
-    """`requests` were answered with a good status; the median is in microseconds."""
+    """The number of requests with a 2xx or 3xx answer, and their median latency in microseconds."""
 
     requests: int
     latency_us: float
 
 
 def parse_wrk(output: str, connections: int) -> WrkResult:
-    """The JSON line that wrk.lua adds to what wrk prints, after a load of `connections`.
+    """Parse the JSON line that wrk.lua adds to the output of wrk, after a load of `connections`.
 
-    Raises `OutputError` if there is none, if wrk counted any error, or if latencies are missing.
+    Raises `OutputError` if the line is missing, if wrk counted an error, or if latencies are
+    missing.
     """
     lines = [line for line in output.splitlines() if line.startswith("{")]
     if len(lines) != 1:
@@ -44,16 +45,17 @@ def parse_wrk(output: str, connections: int) -> WrkResult:
 
 
 def without_correction(pairs: Iterable[Sequence[int]], expected_us: int) -> dict[int, int]:
-    """The latencies that wrk measured, without those it adds for requests it never sent.
+    """The latencies that wrk measured, without those that wrk adds for requests it never sent.
 
-    For each latency of twice `expected_us` or more, which is the mean interval between requests of
-    a connection, wrk adds those of requests that would have waited meanwhile (stats_correct in its
-    stats.c). On a machine that stalls now and then, the median would be one of stalls.
+    `expected_us` is the mean interval between the requests of a connection. For each latency of at
+    least twice that, wrk adds the latencies of the requests that it would have sent during the wait
+    (stats_correct in its stats.c). On a machine that stalls sometimes, these would decide the
+    median.
     """
     counts: Counter[int] = Counter()
     for value, count in pairs:
         counts[value] += count
-    # From the longest down, each count is already free of what longer ones have added.
+    # In descending order: what longer latencies have added to a count is already subtracted.
     for value in sorted(counts, reverse=True):
         if value < 2 * expected_us:
             break
@@ -64,10 +66,10 @@ def without_correction(pairs: Iterable[Sequence[int]], expected_us: int) -> dict
 
 
 def histogram_median(pairs: Iterable[Sequence[int]]) -> float:
-    """The median of whole numbers given as ``(value, count)``.
+    """The median of whole numbers given as ``(value, count)`` pairs.
 
-    Values that were rounded to n are taken as spread evenly from n - ½ to n + ½, so that the
-    median of many does not jump from one whole number to the next.
+    A value n is assumed to be spread evenly from n - ½ to n + ½, so that the median changes
+    gradually and not in steps of 1.
     """
     ordered = sorted((value, count) for value, count in pairs)
     half = sum(count for _, count in ordered) / 2
@@ -80,7 +82,7 @@ def histogram_median(pairs: Iterable[Sequence[int]]) -> float:
 
 
 def parse_iperf3(output: str) -> int:
-    """The octets that the iperf3 server received. Raises `OutputError` if anything failed."""
+    """The number of octets that the iperf3 server received. Raises `OutputError` if it failed."""
     try:
         report = json.loads(output)
     except ValueError:
@@ -92,7 +94,7 @@ def parse_iperf3(output: str) -> int:
 
 
 def parse_strace(output: str) -> dict[str, int]:
-    """Calls by name in the table that ``strace -c`` writes."""
+    """The number of calls by name, from the table that ``strace -c`` writes."""
     calls: dict[str, int] = {}
     for line in output.splitlines():
         fields = line.split()
@@ -105,20 +107,20 @@ def parse_strace(output: str) -> dict[str, int]:
 
 
 def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
-    """Our figure divided by theirs, for each round that both took part in.
+    """Our figure divided by theirs, for each round that has both.
 
-    The two are moments apart, so what disturbs the machine for longer than that cancels out.
+    The two are measured seconds apart, so a disturbance that lasts longer affects both alike.
     """
     return [ours[number] / theirs[number] for number in sorted(ours) if theirs.get(number)]
 
 
 def median_or_none(values: Iterable[float | None]) -> float | None:
-    """The median of those that are there."""
+    """The median of the values that are not None."""
     present = [value for value in values if value is not None]
     return median(present) if present else None
 
 
 def rotated(items: Sequence[str], by: int) -> list[str]:
-    """`items` in the same order, beginning with another one each time."""
+    """`items` in the same cyclic order, from index `by` (modulo the length) on."""
     by %= len(items)
     return [*items[by:], *items[:by]]

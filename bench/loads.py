@@ -1,6 +1,6 @@
-"""The loads: each puts work through one peer, checks that it went through, and says how much.
+"""The loads: each sends work through one peer, checks that it arrived, and returns the amount.
 
-A load function returns what it did; who paid for it is measured around it.
+The caller measures the CPU time that the work needed.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 WRK_SCRIPT = str(Path(__file__).with_name("wrk.lua"))
 _REQUEST = b"GET / HTTP/1.1\r\nHost: remote\r\n\r\n"
-# A proxy that has just taken its connections may still have work to do for them.
+# Long enough for a proxy to finish its work for connections that it has just accepted.
 _SETTLE_S = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stand:
-    """Where a load runs: what and where to, on which core, and for how long."""
+class Target:
+    """The peer that a load goes through, the generator's core, and the length in seconds."""
 
     topology: Topology
     peer: Peer
@@ -41,7 +41,7 @@ class Stand:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Gigabytes or requests that arrived; the median latency of requests in microseconds."""
+    """The gigabytes or requests that arrived; the median latency of requests in microseconds."""
 
     amount: float
     latency_us: float | None = None
@@ -49,61 +49,61 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """One kind of traffic. `scale` turns CPU seconds per work into `unit`."""
+    """One kind of traffic. CPU seconds per amount of work, times `scale`, have the unit `unit`."""
 
     name: str
     title: str
     unit: str
     scale: float
     rate_unit: str
-    run: Callable[[Stand], Work]
+    run: Callable[[Target], Work]
 
 
-def bulk(stand: Stand, streams: int) -> Work:
-    """Send in `streams` connections as fast as they take it."""
-    address, port = stand.peer.endpoint("bulk")
+def bulk(target: Target, streams: int) -> Work:
+    """Send on `streams` connections as fast as they accept it."""
+    address, port = target.peer.endpoint("bulk")
     output = _generate(
-        stand,
+        target,
         *("iperf3", "--json", "--client", address, "--port", str(port)),
-        *("--parallel", str(streams), "--time", str(stand.seconds)),
+        *("--parallel", str(streams), "--time", str(target.seconds)),
     )
     # 10⁹ octets.
     return Work(parse_iperf3(output) / 1e9)
 
 
-def requests(stand: Stand, server: str, connections: int) -> Work:
-    """Ask for a small page over and over in `connections` connections at a time."""
-    address, port = stand.peer.endpoint(server)
-    before = _settled(stand.topology)
+def requests(target: Target, server: str, connections: int) -> Work:
+    """Request a small page repeatedly on `connections` connections at the same time."""
+    address, port = target.peer.endpoint(server)
+    before = _settled(target.topology)
     output = _generate(
-        stand,
+        target,
         *("wrk", "--threads", "1", "--connections", str(connections)),
-        *("--duration", f"{stand.seconds}s", "--script", WRK_SCRIPT),
+        *("--duration", f"{target.seconds}s", "--script", WRK_SCRIPT),
         *(["--header", "Connection: close"] if server == "new" else []),
         f"http://{address}:{port}/",
     )
     result = parse_wrk(output, connections)
-    served = Status(stand.topology).requests - before
-    # Those under way when wrk stops are served, but not counted; so is the status itself.
+    served = Status(target.topology).requests - before
+    # The server also counts requests that wrk did not wait for, and the request for the status.
     if not result.requests <= served <= result.requests + connections + 1:
         raise BenchError(f"wrk counts {result.requests} requests, the server {served}")
     return Work(result.requests, result.latency_us)
 
 
 def _settled(topology: Topology) -> int:
-    """The requests served so far, once those that an earlier load left under way are among them."""
+    """The number of requests served so far, when no request of an earlier load is in progress."""
     served = Status(topology).requests
     while True:
         time.sleep(_SETTLE_S)
         before, served = served, Status(topology).requests
-        # The one more is that for the status.
+        # The difference is the request for the status itself.
         if served == before + 1:
             return served
 
 
-def _generate(stand: Stand, *argv: str) -> str:
-    done = stand.topology.client.run(
-        *pinned(stand.core, *argv), env={"PATH": PATH}, timeout_s=stand.seconds + 30
+def _generate(target: Target, *argv: str) -> str:
+    done = target.topology.client.run(
+        *pinned(target.core, *argv), env={"PATH": PATH}, timeout_s=target.seconds + 30
     )
     if done.returncode:
         raise BenchError(f"{argv[0]} failed: {done.stdout[-1000:]}{done.stderr[-1000:]}")
@@ -111,10 +111,10 @@ def _generate(stand: Stand, *argv: str) -> str:
 
 
 @contextmanager
-def idle_connections(stand: Stand, count: int) -> Iterator[None]:
-    """Hold `count` connections open, each of which has asked once and is kept since."""
-    endpoint = stand.peer.endpoint("kept")
-    before = Status(stand.topology).active
+def idle_connections(target: Target, count: int) -> Iterator[None]:
+    """Keep `count` connections open, after one request on each."""
+    endpoint = target.peer.endpoint("kept")
+    before = Status(target.topology).active
     with ExitStack() as stack:
 
         def open_all() -> None:
@@ -124,16 +124,16 @@ def idle_connections(stand: Stand, count: int) -> Iterator[None]:
                 if not sock.recv(4096).startswith(b"HTTP/1.1 200 "):
                     raise BenchError("an idle connection got no answer")
 
-        stand.topology.client.call(open_all)
+        target.topology.client.call(open_all)
         time.sleep(_SETTLE_S)
-        active = Status(stand.topology).active - before
+        active = Status(target.topology).active - before
         if active < count:
             raise BenchError(f"{count} idle connections, but {active} at the server")
         yield
 
 
 def check_path(topology: Topology, peer: Peer) -> None:
-    """Make sure that the remote sees the reserved address, or without a proxy the client's."""
+    """Check that the remote sees the reserved address, or without a proxy the client's address."""
     expected = RESERVED.v4 if peer.command else CLIENT.v4
     seen = get(topology.client, peer.endpoint("kept"), "/client")
     if seen != expected:
@@ -147,7 +147,7 @@ LOADS = (
         unit="s/GB",
         scale=1,
         rate_unit="GB/s",
-        run=lambda stand: bulk(stand, 1),
+        run=lambda target: bulk(target, 1),
     ),
     Load(
         name="bulk-8",
@@ -155,7 +155,7 @@ LOADS = (
         unit="s/GB",
         scale=1,
         rate_unit="GB/s",
-        run=lambda stand: bulk(stand, 8),
+        run=lambda target: bulk(target, 8),
     ),
     Load(
         name="kept",
@@ -163,7 +163,7 @@ LOADS = (
         unit="µs/request",
         scale=1e6,
         rate_unit="requests/s",
-        run=lambda stand: requests(stand, "kept", 64),
+        run=lambda target: requests(target, "kept", 64),
     ),
     Load(
         name="new",
@@ -171,7 +171,7 @@ LOADS = (
         unit="µs/connection",
         scale=1e6,
         rate_unit="connections/s",
-        run=lambda stand: requests(stand, "new", 64),
+        run=lambda target: requests(target, "new", 64),
     ),
     Load(
         name="latency",
@@ -179,7 +179,7 @@ LOADS = (
         unit="µs/request",
         scale=1e6,
         rate_unit="requests/s",
-        run=lambda stand: requests(stand, "kept", 1),
+        run=lambda target: requests(target, "kept", 1),
     ),
 )
 KEPT, NEW = LOADS[2], LOADS[3]

@@ -1,4 +1,4 @@
-"""What was measured on what: the machine, the kernel, and the version of every program."""
+"""The facts of a run: the machine, the kernel, and the version of every program."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.daemons import PATH
+from bench.daemons import PATH, SUITE
 
 _OS_RELEASE = Path("/etc/os-release")
 
 
 def describe(proxy_core: int, load_core: int) -> dict[str, str]:
-    """Facts by name, in the order in which they are to be told."""
+    """Facts by name, in the order in which the report lists them."""
+    unpacked = f", from Debian {SUITE}"
     return {
         "CPU": f"{_cpu_model()}, {os.cpu_count()} cores: proxy on {proxy_core},"
         f" generators and servers on {load_core}",
@@ -25,8 +26,8 @@ def describe(proxy_core: int, load_core: int) -> dict[str, str]:
         "Python": f"{platform.python_version()}, {_python_build()}",
         "egress-proxy": f"{version('egress-proxy')}, commit {_commit()},"
         f" uvloop {version('uvloop')}",
-        "HAProxy": _first(r"version (\S+)", "haproxy", "-v"),
-        "nginx": _first(r"nginx/(\S+)", "nginx", "-v"),
+        "HAProxy": _first(r"version (\S+)", "haproxy", "-v") + unpacked,
+        "nginx": _first(r"nginx/(\S+)", "nginx", "-v") + unpacked,
         "wrk": _first(r"wrk (\S+)", "wrk", "-v"),
         "iperf3": _first(r"iperf (\S+)", "iperf3", "--version"),
     }
@@ -47,7 +48,7 @@ def _distribution() -> str:
 
 
 def _python_build() -> str:
-    """Whose build it is: a distribution's profile-guided one is a good deal faster than most."""
+    """Who built this Python: a distribution's profile-guided build is faster than most others."""
     binary = str(Path(sys.executable).resolve())
     owner = _output("dpkg", "--search", binary).partition(":")[0]
     if owner:
@@ -69,7 +70,7 @@ def _first(pattern: str, *argv: str) -> str:
 
 
 def _output(*argv: str) -> str:
-    """What a command prints; empty if it is not there or fails. wrk -v "fails" always."""
+    """The output of a command, empty if it does not exist. ``wrk -v`` exits with 1 always."""
     try:
         done = subprocess.run(argv, env={"PATH": PATH}, capture_output=True, text=True, check=False)
     except FileNotFoundError:

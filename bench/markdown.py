@@ -1,4 +1,4 @@
-"""Figures as text, and tables of them."""
+"""Format figures as text and as Markdown tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from bench.summary import Ratio
 
-# What there is no figure for.
+# Stands for a missing figure.
 NONE = "\N{EN DASH}"
 
 
@@ -18,7 +18,7 @@ def counted(number: int, what: str) -> str:
 
 
 def spread(ratio: Ratio | None, goal: float | None = None) -> str:
-    """The median with the lowest and highest, and what is wanted of it."""
+    """The median, the lowest and the highest value, and the goal."""
     if ratio is None:
         return NONE
     text = f"{ratio.middle:.2f}"
@@ -28,14 +28,14 @@ def spread(ratio: Ratio | None, goal: float | None = None) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Three digits or so, which is more than a benchmark can promise."""
+    """Three significant digits, or a whole number from 100."""
     if value is None:
         return NONE
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def calls(number: float) -> str:
-    """A number of calls for each connection; what comes once in a while is no part of it."""
+    """Calls per connection; empty for calls that are made only occasionally."""
     return f"{number:.1f}" if number >= 0.1 else ""
 
 

@@ -1,8 +1,10 @@
-"""What is compared: this project, HAProxy and nginx as TCP proxies, and forwarding without a proxy.
+"""The compared peers: this project, HAProxy and nginx as TCP proxies, and no proxy at all.
 
-Each proxy gets the configuration that its manual advises for this job: one thread, no log, the
-reserved source address without a bound port, TCP keepalive on both sides, an hour of idleness, a
-backlog of 4096, and room for the connections of every load. Nagle's algorithm is off in all.
+HAProxy and nginx are the newest that Debian offers: see `daemons.SUITE`. HAProxy has
+``option splice-auto``, because this project splices too; nginx can only copy. Each proxy has one
+thread, no log, the reserved source address without a bound port, TCP keepalive on both sides, an
+idle timeout of an hour, a backlog of 4096, and enough connections for every load. Nagle's algorithm
+is off in all.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.daemons import Daemon
+from bench.daemons import UNPACKED, Daemon
 from bench.descriptors import capacity
 from bench.servers import PORTS
 from bench.topology import EGRESS_INTERFACE, POD, REMOTE, RESERVED
@@ -27,31 +29,31 @@ EGRESS_PROXY = str(Path(sysconfig.get_path("scripts")) / "egress-proxy")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One of the compared. `command` is None for plain forwarding.
+    """One compared proxy. `command` is None for IP forwarding without a proxy.
 
     `first_port` is the pod's port for the first of the servers' ports; the next ones follow it.
-    All are below the range of ephemeral ports, so that no outgoing connection sits on one.
+    All are below the range of ephemeral ports, so that no outgoing connection can use one.
     """
 
     name: str
     title: str
     first_port: int
     command: Callable[[Peer, Path], tuple[list[str], Mapping[str, str]]] | None
-    # Whether it is this project as it was.
+    # Whether it is an earlier commit of this project.
     earlier: bool = False
 
     def endpoint(self, server: str) -> tuple[str, int]:
-        """Where a client connects to reach the server of that name."""
+        """The address and port where a client reaches `server`, a key of `PORTS`."""
         if self.command is None:
             return REMOTE.v4, PORTS[server]
         return POD.v4, self.first_port + list(PORTS).index(server)
 
     def listeners(self) -> list[tuple[int, int]]:
-        """The pod's port for each of the servers' ports."""
+        """Pairs of the pod's port and the server's port that it leads to."""
         return [(self.endpoint(server)[1], port) for server, port in PORTS.items()]
 
     def start(self, topology: Topology, cores: int | str, directory: Path) -> Daemon | None:
-        """Start it; its configuration is written to `directory`. None if nothing has to run."""
+        """Write its configuration to `directory` and start it. None if there is no proxy."""
         if self.command is None:
             return None
         argv, env = self.command(self, directory)
@@ -64,7 +66,7 @@ def _project(peer: Peer, *, debug: bool) -> tuple[list[str], dict[str, str]]:
         "EGRESS_DNS_PROXY_DESTINATION": "\n".join(destinations),
         "EGRESS_DNS_PROXY_DEBUG": "1" if debug else "",
         "EGRESS_INTERFACE": EGRESS_INTERFACE,
-        # Several of them run in one pod here.
+        # Several instances run in one pod.
         "EGRESS_DNS_PROXY_ADMIN_LISTEN": f":{9053 + peer.first_port}",
     }
 
@@ -78,7 +80,7 @@ def _logging(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]
 
 
 def earlier(checkout: Path, number: int) -> Peer:
-    """This project as it was, from another checkout, with the libraries of today."""
+    """An earlier commit of this project, from another checkout, with the same libraries."""
 
     def command(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
         argv, env = _project(peer, debug=False)
@@ -101,7 +103,7 @@ defaults
     option clitcpka
     option srvtcpka
     source {source}
-{splice}
+    option splice-auto
 """
 
 _HAPROXY_LISTEN = """\
@@ -111,15 +113,8 @@ listen port{own}
 """
 
 
-def _haproxy(
-    peer: Peer, directory: Path, *, splice: bool = False, threads: int = 1
-) -> tuple[list[str], Mapping[str, str]]:
-    text = _HAPROXY.format(
-        threads=threads,
-        maximum=capacity(),
-        source=RESERVED.v4,
-        splice="    option splice-auto" if splice else "",
-    ) + "".join(
+def _haproxy(peer: Peer, directory: Path, *, threads: int) -> tuple[list[str], Mapping[str, str]]:
+    text = _HAPROXY.format(threads=threads, maximum=capacity(), source=RESERVED.v4) + "".join(
         _HAPROXY_LISTEN.format(own=own, pod=POD.v4, remote=REMOTE.v4, port=port)
         for own, port in peer.listeners()
     )
@@ -128,22 +123,18 @@ def _haproxy(
     return ["haproxy", "-db", "-q", "-f", str(path)], {}
 
 
-def _haproxy_copy(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
-    return _haproxy(peer, directory)
+def _haproxy_one_thread(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
+    return _haproxy(peer, directory, threads=1)
 
 
-def _haproxy_splice(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
-    return _haproxy(peer, directory, splice=True)
-
-
-def _haproxy_threads(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
+def _haproxy_two_threads(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
     return _haproxy(peer, directory, threads=2)
 
 
 _NGINX = """\
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+load_module {modules}/ngx_stream_module.so;
 daemon off;
-# One process that does what a worker does; a master would outlive a killed benchmark's end.
+# One process that does a worker's job: a master's workers would outlive a killed benchmark.
 master_process off;
 pid {directory}/nginx-stream.pid;
 error_log stderr crit;
@@ -170,7 +161,11 @@ def _nginx(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
     path = directory / "nginx-stream.conf"
     path.write_text(
         _NGINX.format(
-            directory=directory, sockets=2 * capacity(), source=RESERVED.v4, servers=servers
+            modules=UNPACKED / "usr/lib/nginx/modules",
+            directory=directory,
+            sockets=2 * capacity(),
+            source=RESERVED.v4,
+            servers=servers,
         )
     )
     return ["nginx", "-c", str(path), "-e", "stderr"], {}
@@ -178,12 +173,11 @@ def _nginx(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
 
 PROJECT = Peer("egress-proxy", "egress-proxy", 100, _quiet)
 LOGGING = Peer("egress-proxy-debug", "egress-proxy, a log record per connection", 110, _logging)
-HAPROXY = Peer("haproxy", "HAProxy", 120, _haproxy_copy)
-HAPROXY_SPLICE = Peer("haproxy-splice", "HAProxy, `option splice-auto`", 130, _haproxy_splice)
+HAPROXY = Peer("haproxy", "HAProxy, `option splice-auto`", 120, _haproxy_one_thread)
 NGINX = Peer("nginx", "nginx `stream`", 140, _nginx)
 FORWARDING = Peer("forwarding", "IP forwarding, no proxy", 0, None)
-# What `scaling` sets beside one process and one thread.
+# `scaling` compares them with one process and with one thread.
 PROJECT_TWICE = (PROJECT, Peer("egress-proxy-2", "a second egress-proxy", 190, _quiet))
-HAPROXY_THREADS = Peer("haproxy-2", "HAProxy, two threads", 180, _haproxy_threads)
+HAPROXY_THREADS = Peer("haproxy-2", "HAProxy, two threads", 180, _haproxy_two_threads)
 
-PEERS = {peer.name: peer for peer in (PROJECT, LOGGING, HAPROXY, HAPROXY_SPLICE, NGINX, FORWARDING)}
+PEERS = {peer.name: peer for peer in (PROJECT, LOGGING, HAPROXY, NGINX, FORWARDING)}

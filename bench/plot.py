@@ -1,4 +1,4 @@
-"""The plot: a panel for each load, a bar for each peer; shorter is better. Plain SVG."""
+"""Draw the plot, as SVG: one panel per load, one bar per peer; shorter is better."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One peer's figure."""
+    """The figure of one peer."""
 
     label: str
     value: float
@@ -42,14 +42,14 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One load."""
+    """The bars of one load."""
 
     title: str
     bars: list[Bar]
 
 
 def draw(rows: Sequence[Row]) -> str:
-    """An SVG document with all that `rows` have."""
+    """An SVG document with a panel for each load in `rows`."""
     panels = [panel for panel in _panels(rows) if panel.bars]
     height = _TITLE_HEIGHT + _BAR_STEP * max((len(panel.bars) for panel in panels), default=0) + 12
     drawn = [
@@ -76,7 +76,7 @@ def _panels(rows: Sequence[Row]) -> list[Panel]:
     panels = [
         Panel(
             f"{load.title}: CPU, {load.unit}",
-            # Without a proxy there is none of its CPU time.
+            # IP forwarding has no proxy, so its cost is 0: leave it out.
             _bars(rows, load.name, lambda row: row.proxy_cost or None),
         )
         for load in LOADS
@@ -94,7 +94,7 @@ def _kibibytes(row: Row) -> float | None:
 
 
 def _bars(rows: Sequence[Row], load: str, figure: Callable[[Row], float | None]) -> list[Bar]:
-    """The peers in their own order, whichever began the first round."""
+    """One bar per peer, in the order of `PEERS`."""
     order = list(PEERS)
     chosen = [row for row in rows if row.load == load and row.peer != LOGGING.name]
     return [

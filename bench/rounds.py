@@ -1,6 +1,6 @@
-"""Rounds: every load through every peer, one after the other, in an order that changes.
+"""Run rounds: every load through every peer, one after the other, in an order that changes.
 
-Within a round the peers meet each load within seconds of each other, so that a machine that gets
+Within a round, each load goes through all peers within seconds, so that a machine that becomes
 slower or busier does so for all of them.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from bench.clocks import Clocks, resident_octets
 from bench.daemons import BenchError
 from bench.figures import rotated
-from bench.loads import KEPT, Load, Stand, check_path, idle_connections
+from bench.loads import KEPT, Load, Target, check_path, idle_connections
 from bench.peers import FORWARDING, LOGGING, PEERS, Peer
 from bench.samples import IDLE, Sample
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """Everything that stays the same from one measurement to the next."""
+    """What is the same for all measurements of a run."""
 
     topology: Topology
     directory: Path
@@ -41,12 +41,12 @@ class Bench:
     report: Callable[[str], None]
 
     def run_round(self, number: int) -> list[Sample]:
-        """All loads through all peers, beginning with another peer in each round."""
+        """Send all loads through all peers. Each round starts with another peer."""
         names = [name for name in PEERS if name in self.wanted]
         peers = [PEERS[name] for name in rotated(names, number)]
         samples = self._run_loads(number, peers)
         for peer in peers:
-            # Nothing of it would be in use without a proxy, and logging does not matter to it.
+            # Idle connections cost forwarding no memory of a process, and they log nothing.
             if self.idle and peer not in {FORWARDING, LOGGING}:
                 samples.append(self._run_idle(number, peer))
         return samples
@@ -57,7 +57,7 @@ class Bench:
             daemons = {peer.name: self._start(stack, peer) for peer in peers}
             for load in self.loads:
                 for peer in peers:
-                    # Without a connection that ends there is nothing to log.
+                    # Only connections that end are logged.
                     if peer != LOGGING or load.name == "new":
                         daemon = daemons[peer.name]
                         samples.append(self._measure(number, load, peer, daemon))
@@ -66,17 +66,17 @@ class Bench:
         return samples
 
     def _run_idle(self, number: int, peer: Peer) -> Sample:
-        """The same requests as in `KEPT`, in a fresh process that also holds idle connections."""
+        """The load of `KEPT`, through a new process that also has idle connections."""
         with ExitStack() as stack:
             daemon = self._start(stack, peer)
             empty = _resident_octets(daemon)
-            stack.enter_context(idle_connections(self._stand(peer), self.idle))
+            stack.enter_context(idle_connections(self._target(peer), self.idle))
             per_pair = (_resident_octets(daemon) - empty) / self.idle
             sample = self._measure(number, KEPT, peer, daemon, name=IDLE)
             return replace(sample, octets_per_pair=per_pair)
 
     def _start(self, stack: ExitStack, peer: Peer) -> Daemon | None:
-        """Start `peer`, and wait until it works."""
+        """Start `peer`, wait until it listens, and check the path through it."""
         daemon = peer.start(self.topology, self.proxy_core, self.directory)
         if daemon is not None:
             stack.enter_context(daemon)
@@ -84,16 +84,16 @@ class Bench:
         check_path(self.topology, peer)
         return daemon
 
-    def _stand(self, peer: Peer) -> Stand:
-        return Stand(topology=self.topology, peer=peer, core=self.load_core, seconds=self.seconds)
+    def _target(self, peer: Peer) -> Target:
+        return Target(topology=self.topology, peer=peer, core=self.load_core, seconds=self.seconds)
 
     def _measure(
         self, number: int, load: Load, peer: Peer, daemon: Daemon | None, *, name: str = ""
     ) -> Sample:
-        """Run `load` between two looks at the clocks; `name` is what it is called, if not so."""
+        """Run `load` and measure the CPU time. `name` replaces the name of the load."""
         clocks = Clocks([daemon.pid] if daemon else [], self.servers)
         before = clocks.read()
-        work = load.run(self._stand(peer))
+        work = load.run(self._target(peer))
         times = clocks.read() - before
         name = name or load.name
         self.report(
@@ -116,7 +116,7 @@ def _resident_octets(daemon: Daemon | None) -> int:
 
 
 def _check_log(daemon: Daemon | None, samples: list[Sample]) -> None:
-    """What logging costs is known only if every connection was logged."""
+    """Raise `BenchError` unless every connection was logged: the cost of logging would be wrong."""
     logged = daemon.output().count(b'"connection.closed"') if daemon else 0
     ended = sum(int(sample.amount) for sample in samples if sample.peer == LOGGING.name)
     if logged < ended:

@@ -1,4 +1,4 @@
-"""What one measurement gives."""
+"""The result of one measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bench.clocks import Times
 
-# The load that is not in `LOADS`: the requests of `KEPT` beside idle connections.
+# The one load that is not in `LOADS`: that of `KEPT` while the proxy also has idle connections.
 IDLE = "idle"
 
 
@@ -22,5 +22,5 @@ class Sample:
     amount: float
     times: Times
     latency_us: float | None = None
-    # Growth of the proxy's resident memory for each idle connection.
+    # Growth of the proxy's resident memory per idle connection.
     octets_per_pair: float | None = None

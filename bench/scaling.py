@@ -1,9 +1,9 @@
-"""``python -m bench.scaling``: one process, or thread, against two.
+"""``python -m bench.scaling``: compare two processes, or two threads, with one.
 
-Two generators at once, each with its connections. One process serves both, or each has one of its
-own, as two workers with a port between them would; HAProxy serves both with one thread or with two.
-Nothing is pinned: proxies, generators and server share all cores, as they do on a node that has
-nothing to spare, so a second process also takes from them.
+Two load generators run at the same time. Either one egress-proxy process serves both, or each has
+its own; HAProxy serves both with one thread or with two. Nothing is pinned to a core: proxies,
+generators and server share all cores, as on a busy node, so a second process also takes CPU time
+from the others.
 """
 
 from __future__ import annotations
@@ -35,40 +35,40 @@ if TYPE_CHECKING:
 
 _CONNECTIONS = 64
 
-# The proxies of one measurement; the generators go to the first and to the last of them.
-_TEAMS: dict[str, tuple[Peer, ...]] = {
+# The proxies of one measurement. One generator uses the first of them, the other the last.
+_VARIANTS: dict[str, tuple[Peer, ...]] = {
     "egress-proxy, one process": (PROJECT,),
     "egress-proxy, two processes": PROJECT_TWICE,
     "HAProxy, one thread": (HAPROXY,),
     "HAProxy, two threads": (HAPROXY_THREADS,),
 }
-# Two of something, beside one.
-_ONE = dict(zip(list(_TEAMS)[1::2], list(_TEAMS)[::2], strict=True))
+# The variant with one process or thread, for each variant with two.
+_ONE = dict(zip(list(_VARIANTS)[1::2], list(_VARIANTS)[::2], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Requests a second, and CPU microseconds of the proxies for each."""
+    """Requests per second, and CPU microseconds of the proxies per request."""
 
     rate: float
     cost: float
 
 
 @dataclass(frozen=True, slots=True)
-class Laboratory:
-    """What stays the same from one measurement to the next."""
+class ScalingBench:
+    """What is the same for all measurements of a run."""
 
     topology: Topology
     directory: Path
-    # As taskset(1) has them.
+    # A list for taskset(1).
     cores: str
     servers: list[int]
     seconds: int
 
-    def measure(self, load: Load, team: Sequence[Peer]) -> Sample:
+    def measure(self, load: Load, proxies: Sequence[Peer]) -> Sample:
         with ExitStack() as stack:
             pids = []
-            for peer in team:
+            for peer in proxies:
                 daemon = peer.start(self.topology, self.cores, self.directory)
                 if daemon is not None:
                     stack.enter_context(daemon)
@@ -77,13 +77,13 @@ class Laboratory:
             clocks = Clocks(pids, self.servers)
             before = clocks.read()
             with ThreadPoolExecutor(2) as generators:
-                doors = (team[0], team[-1])
-                requests = sum(generators.map(lambda door: self._generate(load, door), doors))
+                targets = (proxies[0], proxies[-1])
+                requests = sum(generators.map(lambda peer: self._generate(load, peer), targets))
             times = clocks.read() - before
         return Sample(requests / times.wall, times.proxy / requests * load.scale)
 
-    def _generate(self, load: Load, door: Peer) -> int:
-        address, port = door.endpoint(load.name)
+    def _generate(self, load: Load, peer: Peer) -> int:
+        address, port = peer.endpoint(load.name)
         done = self.topology.client.run(
             *pinned(self.cores, "wrk", "--threads", "1", "--connections", str(_CONNECTIONS)),
             *("--duration", f"{self.seconds}s", "--script", WRK_SCRIPT),
@@ -101,7 +101,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=3, help="length of one measurement")
     options = parser.parse_args()
     try:
-        tools.install_missing()
+        tools.provide()
         become_root()
         raise_descriptor_limit()
         _run(options.rounds, options.seconds)
@@ -117,26 +117,26 @@ def _run(rounds: int, seconds: int) -> None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         topology = stack.enter_context(Topology())
         remote = stack.enter_context(servers.running(topology, cores, directory))
-        laboratory = Laboratory(topology, directory, cores, remote, seconds)
+        bench = ScalingBench(topology, directory, cores, remote, seconds)
         for load in (KEPT, NEW):
-            samples: dict[str, dict[int, Sample]] = {team: {} for team in _TEAMS}
+            samples: dict[str, dict[int, Sample]] = {variant: {} for variant in _VARIANTS}
             for number in range(rounds):
-                for team in rotated(list(_TEAMS), number):
-                    samples[team][number] = laboratory.measure(load, _TEAMS[team])
+                for variant in rotated(list(_VARIANTS), number):
+                    samples[variant][number] = bench.measure(load, _VARIANTS[variant])
             print(_table(load, samples), flush=True)
 
 
 def _table(load: Load, samples: dict[str, dict[int, Sample]]) -> str:
     rates = {
-        team: {number: sample.rate for number, sample in rounds.items()}
-        for team, rounds in samples.items()
+        variant: {number: sample.rate for number, sample in rounds.items()}
+        for variant, rounds in samples.items()
     }
     lines = []
-    for team, rounds in samples.items():
-        one = _ONE.get(team)
-        gain = figure(median(ratios(rates[team], rates[one]))) if one else "1"
+    for variant, rounds in samples.items():
+        one = _ONE.get(variant)
+        gain = figure(median(ratios(rates[variant], rates[one]))) if one else "1"
         cost = median(sample.cost for sample in rounds.values())
-        lines.append([team, figure(median(rates[team].values())), gain, figure(cost)])
+        lines.append([variant, figure(median(rates[variant].values())), gain, figure(cost)])
     return "\n" + table([load.title, load.rate_unit, "÷ one", f"proxies, {load.unit}"], lines)
 
 

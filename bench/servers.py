@@ -1,4 +1,4 @@
-"""The remote servers: nginx that answers from memory, and iperf3."""
+"""The remote servers: nginx, which answers from memory, and iperf3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.topology import Topology
     from tests.support.network import Namespace
 
-# `kept` keeps connections as long as the client does; `new` ends each after one answer.
+# `kept` keeps a connection until the client closes it; `new` closes each after one answer.
 PORTS = {"kept": 8080, "new": 8081, "bulk": 5201}
 
 _NGINX = """\
@@ -32,6 +32,12 @@ http {{
     client_header_timeout 1h;
     keepalive_requests 1000000000;
     default_type text/plain;
+    # nginx makes these at its start; Debian's default is a directory of the installed package.
+    client_body_temp_path {directory}/client;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
     server {{
         listen {address}:{kept} backlog=4096;
         keepalive_timeout 1h;
@@ -50,7 +56,7 @@ http {{
 
 @contextmanager
 def running(topology: Topology, cores: int | str, directory: Path) -> Iterator[list[int]]:
-    """Start both servers on `cores`; gives their process identifiers."""
+    """Start both servers on `cores`. Yields their process identifiers."""
     path = directory / "nginx-server.conf"
     path.write_text(
         _NGINX.format(
@@ -71,7 +77,7 @@ def running(topology: Topology, cores: int | str, directory: Path) -> Iterator[l
 
 
 def get(namespace: Namespace, endpoint: tuple[str, int], path: str) -> str:
-    """The body of `path` at `endpoint`, asked for from inside `namespace`."""
+    """The body of `path` at `endpoint`, requested from inside `namespace`."""
     with namespace.connect(*endpoint) as sock:
         sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
         answer = b"".join(iter(lambda: sock.recv(4096), b"")).decode()
@@ -82,7 +88,7 @@ def get(namespace: Namespace, endpoint: tuple[str, int], path: str) -> str:
 
 
 class Status:
-    """What the web server itself counts, asked for without passing the pod."""
+    """The web server's own counters, requested without passing through the pod."""
 
     def __init__(self, topology: Topology) -> None:
         text = get(topology.remote, (REMOTE.v4, PORTS["kept"]), "/status")

@@ -1,4 +1,4 @@
-"""Samples of all rounds → one row for each load and peer; pure."""
+"""Pure functions: the samples of all rounds → one row per load and peer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALE = {load.name: load.scale for load in LOADS}
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """This project's figure divided by the peer's, round by round: the median and both ends."""
+    """This project's figure divided by the peer's in the same round: median, lowest, highest."""
 
     middle: float
     low: float
@@ -30,8 +30,8 @@ class Ratio:
 class Row:
     """Medians over the rounds. Costs are CPU seconds per gigabyte, or microseconds per request.
 
-    `disturbance` is the worst round's share of the machine that nobody in the benchmark, or
-    another virtual machine, took.
+    `disturbance` is the share of the machine's CPU that other processes and other virtual machines
+    used, in the round where it was largest.
     """
 
     load: str
@@ -51,7 +51,7 @@ class Row:
 
 
 def summarize(samples: Sequence[Sample], ours: str, cores: int) -> list[Row]:
-    """A row for each load and peer, in the order of their first samples."""
+    """One row per load and peer, in the order of their first samples."""
     groups: dict[tuple[str, str], list[Sample]] = {}
     for sample in samples:
         groups.setdefault((sample.load, sample.peer), []).append(sample)
@@ -94,7 +94,7 @@ def _row(group: list[Sample], ours: list[Sample], cores: int) -> Row:
 def compare(
     ours: Sequence[Sample], theirs: Sequence[Sample], figure: Callable[[Sample], float | None]
 ) -> Ratio | None:
-    """`figure` of ours divided by that of theirs; None where one of them has none."""
+    """`figure` of ours divided by that of theirs; None if one of them has none."""
     found = ratios(_by_round(ours, figure), _by_round(theirs, figure))
     return Ratio(median(found), min(found), max(found)) if found else None
 
@@ -107,5 +107,5 @@ def _by_round(
 
 
 def _scale(load: str) -> float:
-    # What is done beside idle connections are the requests of `KEPT`.
+    # `IDLE` is not in `LOADS`; its requests are those of `KEPT`.
     return SCALE.get(load, KEPT.scale)

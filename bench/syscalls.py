@@ -1,4 +1,4 @@
-"""System calls that one short connection costs each proxy."""
+"""Count the system calls that each proxy makes for one short connection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ATTACH_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SyscallCount:
-    """Calls for each connection, by name; those of idle moments are too few to matter."""
+    """Calls per connection, by name. It includes the few calls that a proxy makes while idle."""
 
     peer: str
     calls: dict[str, float]
@@ -35,7 +35,7 @@ class SyscallCount:
 
 
 def count(topology: Topology, core: int, directory: Path, peer: Peer) -> SyscallCount:
-    """Serve short connections one after the other under strace(1)."""
+    """Trace `peer` with strace(1) while it serves short connections one after the other."""
     daemon = peer.start(topology, core, directory)
     if daemon is None:
         raise BenchError(f"{peer.name} makes no system calls")
@@ -52,7 +52,7 @@ def count(topology: Topology, core: int, directory: Path, peer: Peer) -> Syscall
             for _ in range(_CONNECTIONS):
                 get(topology.client, peer.endpoint("new"), "/")
         finally:
-            # On this signal strace lets go of the process and writes its table.
+            # On this signal strace detaches from the process and writes its table.
             strace.send_signal(signal.SIGINT)
             strace.wait()
     calls = parse_strace(table.read_text())

@@ -1,14 +1,14 @@
-"""Three network namespaces: whoever loads the proxy, the pod, and the remote servers.
+"""Three network namespaces: the clients, the pod, and the remote servers.
 
 ::
 
     client ──── pod ──── remote
         cluster     egress
 
-Two veth pairs and nothing else, so that what is measured is the pod and not a laboratory around
-it. The pod also forwards IP packets, and each end has a route to the other: a connection straight
-to the remote shows what the same pod does without any proxy. All addresses are reserved for
-documentation (RFC 5737, RFC 3849).
+Two veth pairs and nothing else, so that the measurement contains little but the pod. The pod also
+forwards IP packets, and each end has a route to the other: a connection from the client to the
+remote's own address shows the cost of the same path without a proxy. All addresses are reserved
+for documentation (RFC 5737, RFC 3849).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from tests.support.network import Host, Namespace
 
 CLIENT = Host.of("198.51.100.10/24", "2001:db8:0:1::10/64")
 POD = Host.of("198.51.100.1/24", "2001:db8:0:1::1/64")
-# What EGRESS_SOURCE would reserve: every proxy connects from here.
+# The reserved address (EGRESS_SOURCE): every proxy connects from here.
 RESERVED = Host.of("203.0.113.99/24", "2001:db8:0:3::99/64")
 REMOTE = Host.of("203.0.113.130/24", "2001:db8:0:3::130/64")
 EGRESS_INTERFACE = "egress0"
 
 _SYSCTLS = {
-    # A new connection per request takes tens of thousands of ports within a minute.
+    # A new connection per request uses tens of thousands of ports within a minute.
     "ipv4/ip_local_port_range": "1024 65535",
     "ipv4/tcp_tw_reuse": "1",
     "ipv4/ip_forward": "1",
@@ -33,7 +33,7 @@ _SYSCTLS = {
 
 
 class Topology(ExitStack):
-    """The namespaces of this module, which vanish with the process."""
+    """The three namespaces. The kernel removes them when the process ends."""
 
     def __init__(self) -> None:
         super().__init__()

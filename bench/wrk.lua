@@ -1,5 +1,5 @@
--- After a run, print one JSON line with everything the benchmark needs from wrk.
--- No request or response hook: they would slow the generator down.
+-- After a run, print one JSON line with all results that the benchmark reads.
+-- There is no request or response hook, because hooks make wrk slower.
 function done(summary, latency)
    local pairs_ = {}
    for i = 1, #latency do
