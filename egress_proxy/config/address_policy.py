@@ -1,7 +1,7 @@
 """The addresses that the proxy never connects to. Pure.
 
 `AddressPolicy` decides for the addresses that the administrator wrote and for each address that a
-name resolves to. Trust boundary: a zone may be written by a third party, so its answers must not
+name resolves to. Trust boundary: a third party may control a DNS zone, so its answers must not
 open a way to the pod, its node or its cloud.
 """
 
@@ -17,42 +17,71 @@ if TYPE_CHECKING:
     from egress_proxy.ip import Address, Network
 
 _LOOPBACK = "a loopback address"
-# Where no remote host can be. Linux takes 0.0.0.0 for the host itself (RFC 1122 section 3.2.1.3);
-# clouds keep their metadata service on the link-local 169.254.169.254; the IPv4 forms are those of
-# RFC 4291 section 2.5.5, which must not appear on a wire.
+_LINK_LOCAL = "a link-local address"
+_MULTICAST = "a multicast address"
+_METADATA = "a cloud's metadata address"
+_IPV4_IN_IPV6 = "an IPv4 address in IPv6 form"
+_DENIED_NETWORK = "an address of the denied network"
+
+# No remote host has one of these. Linux takes 0.0.0.0 for the host itself (RFC 1122 section
+# 3.2.1.3), and sends nothing to 240.0.0.0/4 on the Internet (RFC 1112 section 4). The IPv4 forms
+# are those of RFC 4291 section 2.5.5, which must not appear on the wire.
+# Metadata: AWS, GCP, Azure, Alibaba and Oracle, beside the link-local 169.254.169.254 of most.
 _NEVER_REMOTE = tuple(
     (ipaddress.ip_network(network), reason)
     for network, reason in (
         ("127.0.0.0/8", _LOOPBACK),
         ("::1/128", _LOOPBACK),
-        ("169.254.0.0/16", "a link-local address"),
-        ("fe80::/10", "a link-local address"),
-        ("224.0.0.0/4", "a multicast address"),
-        ("ff00::/8", "a multicast address"),
+        ("169.254.0.0/16", _LINK_LOCAL),
+        ("fe80::/10", _LINK_LOCAL),
+        ("224.0.0.0/4", _MULTICAST),
+        ("ff00::/8", _MULTICAST),
         ("0.0.0.0/8", "an unspecified address"),
         ("::/128", "an unspecified address"),
         ("255.255.255.255/32", "the broadcast address"),
-        ("::ffff:0:0/96", "an IPv4 address in IPv6 form"),
-        ("::/96", "an IPv4 address in IPv6 form"),
+        ("240.0.0.0/4", "a reserved address"),
+        ("fd00:ec2::254/128", _METADATA),
+        ("fd20:ce::254/128", _METADATA),
+        ("168.63.129.16/32", _METADATA),
+        ("100.100.100.200/32", _METADATA),
+        ("192.0.0.192/32", _METADATA),
+        ("::ffff:0:0/96", _IPV4_IN_IPV6),
+        ("::/96", _IPV4_IN_IPV6),
+        # RFC 8215: a translator's own prefix, with an IPv4 address at a place that it chooses.
+        ("64:ff9b:1::/48", "an address of a local translator (RFC 8215)"),
     )
 )
-# RFC 6052 section 2.1: a translator sends such a packet on to the IPv4 address in the last 32 bits.
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# RFC 3056 section 2: 6to4 sends such a packet, wrapped, to the IPv4 address behind the 2002.
-_6TO4 = ipaddress.IPv6Network("2002::/16")
+# Where an IPv4 address stands in an IPv6 one, as the bits to its right: a packet to the IPv6
+# address may end up at the IPv4 one.
+_EMBEDDED = tuple(
+    (ipaddress.IPv6Network(network), shift)
+    for network, shift in (
+        ("64:ff9b::/96", 0),  # NAT64, RFC 6052 section 2.1
+        ("::ffff:0:0:0/96", 0),  # IPv4-translated, RFC 2765 section 2.1
+        ("2002::/16", 80),  # 6to4, RFC 3056 section 2
+        ("2001::/32", 64),  # the server of Teredo, RFC 4380 section 4
+    )
+)
+_TEREDO = ipaddress.IPv6Network("2001::/32")
+# ISATAP, RFC 5214 section 6.1: the interface identifier is 0000:5efe or 0200:5efe and the IPv4
+# address.
+_ISATAP = frozenset({0x00005EFE, 0x02005EFE})
+_IPV4_BITS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddressPolicy:
-    """What is never connected to, whoever says so.
+    """What is never connected to, whatever a destination or a name says.
 
-    `networks` are the admin's. `own` are the pod's addresses, to which only the ports in
-    `listening` are denied: a connection to one of the proxy's own listeners would come back to it.
+    `networks` are those of the administrator. `own` are the pod's addresses; only the ports in
+    `listening` are denied on them, because a connection to one of the proxy's own listeners would
+    come back to it. `reserved` are the network and broadcast addresses of the pod's own networks.
     """
 
     loopback_allowed: bool = False
     networks: tuple[Network, ...] = ()
     own: frozenset[Address] = frozenset()
+    reserved: frozenset[Address] = frozenset()
     listening: frozenset[int] = frozenset()
 
     def why_denied(self, address: Address, ports: Collection[int] = ()) -> str | None:
@@ -63,20 +92,37 @@ class AddressPolicy:
                 return reason
             for denied in self.networks:
                 if form in denied:
-                    return f"an address of the denied network {denied}"
-            # All of 127.0.0.0/8 leads to whoever listens on every address.
+                    return f"{_DENIED_NETWORK} {denied}"
+            if form in self.reserved:
+                return "the network or broadcast address of one of the pod's networks"
+            # All of 127.0.0.0/8 leads to a process that listens on every address.
             if (form in self.own or form.is_loopback) and not self.listening.isdisjoint(ports):
                 return "one of the proxy's own listeners"
         return None
 
 
+def cure_for(reason: str) -> str:
+    """What the administrator does about a destination that is denied for `reason`."""
+    cure = "write the remote host's own address"
+    if reason.startswith(_DENIED_NETWORK):
+        return f"{cure}, or remove the network from EGRESS_DNS_PROXY_DENY"
+    return cure
+
+
 def _forms(address: Address) -> Iterator[Address]:
-    """`address`, and the IPv4 address that a packet to it ends up at."""
+    """`address`, and the IPv4 addresses that a packet to it may end up at."""
     yield address
-    if address in _NAT64:
-        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    elif address in _6TO4:
-        yield ipaddress.IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
+    if isinstance(address, ipaddress.IPv4Address):
+        return
+    bits = int(address)
+    for network, shift in _EMBEDDED:
+        if address in network:
+            yield ipaddress.IPv4Address(bits >> shift & _IPV4_BITS)
+    if address in _TEREDO:
+        # The client, with all bits inverted.
+        yield ipaddress.IPv4Address(~bits & _IPV4_BITS)
+    if bits >> 32 & _IPV4_BITS in _ISATAP:
+        yield ipaddress.IPv4Address(bits & _IPV4_BITS)
 
 
 DEFAULT_POLICY = AddressPolicy()

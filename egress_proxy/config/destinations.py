@@ -1,31 +1,41 @@
-"""The destinations' grammar: text from the admin becomes `Destination` values, or problems.
+"""The grammar of the destinations: text becomes `Destination` values, or problems.
 
-One destination a line, ``<port> <host> [<remote port>]``; without the third field the remote port
-is the listening port. Fields are separated by spaces or tabs. ``#`` at the start of a line or
-after a blank opens a comment. Lines end with LF or CRLF.
+One destination per line, ``<port> <host> [<remote port>]``; without the third field the remote
+port is the listening port. Fields are separated by spaces or tabs. ``#`` at the start of a line or
+after a blank starts a comment. Lines end with LF or CRLF.
 
-Deliberately not here: wildcards, port ranges, URLs, and names of one label, which the original
-egress router refused too. Nothing is resolved. Every line is judged on its own and all problems
-are told in one go; the work is linear in the text, which may have `MAX_OCTETS`.
+Deliberately left out: wildcards, port ranges, URLs, and names of one label, which the original
+egress router refused too. Nothing is resolved. Each line is parsed on its own and all problems are
+reported together, `MAX_PROBLEMS` of them in full. The work is linear in the text, which may have
+`MAX_OCTETS`; `parse_destinations_in_slices` lets the event loop run in between.
 
-An address that is never connected to (`policy`) is refused where the admin wrote it.
+An address that `policy` denies is refused where the administrator wrote it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from egress_proxy.config.address_policy import DEFAULT_POLICY, AddressPolicy
+from egress_proxy.config import known_mistakes
+from egress_proxy.config.address_policy import DEFAULT_POLICY, AddressPolicy, cure_for
 from egress_proxy.config.variables import RefusedError
 from egress_proxy.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from egress_proxy.ip import Address
 
 MAX_OCTETS = 1 << 20
+FORM = "<port> <host> [<remote port>]"
+# Problems that are reported in full: more do not help anybody, and a log line must hold them.
+MAX_PROBLEMS = 100
+# Lines that are parsed before the event loop gets its turn: 1 to 2 ms.
+_SLICE_LINES = 500
 
 # RFC 1035 section 2.3.4; a name's 253 characters are its 255 octets on the wire.
 _MAX_LABEL = 63
@@ -40,8 +50,10 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII | re.IGNORECASE)
 class Destination:
     """One forwarded port.
 
-    `port` is listened on; `host` is an address, or a DNS name in ASCII without its trailing dot;
-    `remote_port` is connected to; `line` is where the admin wrote it, counted from 1.
+    `port` is listened on; `host` is an address, or a DNS name in ASCII; `remote_port` is connected
+    to; `line` is where the administrator wrote it, counted from 1. A name keeps its trailing dot,
+    because it is then never looked up below a search domain; the text of a destination leaves it
+    out.
     """
 
     port: int
@@ -52,7 +64,8 @@ class Destination:
     def __str__(self) -> str:
         if isinstance(self.host, ipaddress.IPv6Address):
             return f"[{self.host}]:{self.remote_port}"
-        return f"{self.host}:{self.remote_port}"
+        host = self.host.removesuffix(".") if isinstance(self.host, str) else self.host
+        return f"{host}:{self.remote_port}"
 
 
 def parse_destinations(
@@ -61,76 +74,112 @@ def parse_destinations(
     """The destinations in `text`, at least one, in their order.
 
     Raises `ConfigurationError` with a problem for each wrong line; `variable` is the environment
-    variable to blame.
+    variable that the problems name.
     """
+    parsing = _Parsing(text, variable, policy)
+    for number, line in numbered_lines(text):
+        parsing.take(number, line)
+    return parsing.result()
+
+
+async def parse_destinations_in_slices(
+    text: str, *, variable: str, policy: AddressPolicy = DEFAULT_POLICY
+) -> tuple[Destination, ...]:
+    """`parse_destinations` for a running event loop, which is never held for long."""
+    parsing = _Parsing(text, variable, policy)
+    for number, line in numbered_lines(text):
+        if number % _SLICE_LINES == 0:
+            await asyncio.sleep(0)
+        parsing.take(number, line)
+    return parsing.result()
+
+
+class _Parsing:
+    """The destinations and the problems of the lines so far. Raises as `parse_destinations`."""
+
+    def __init__(self, text: str, variable: str, policy: AddressPolicy) -> None:
+        refuse_long(text, variable)
+        self._text = text
+        self._variable = variable
+        self._policy = policy
+        self._by_port: dict[int, Destination] = {}
+        self._problems: list[Problem] = []
+        self._more = 0
+
+    def take(self, number: int, line: str) -> None:
+        try:
+            destination = _parse_line(line, number, self._policy)
+            if destination is not None:
+                self._claim_port(destination)
+        except RefusedError as error:
+            if len(self._problems) == MAX_PROBLEMS:
+                self._more += 1
+                return
+            better = known_mistakes.in_line(line) or error
+            self._problems.append(better.problem(self._variable, line=number))
+
+    def _claim_port(self, destination: Destination) -> None:
+        first = self._by_port.setdefault(destination.port, destination)
+        if first is not destination:
+            raise RefusedError(
+                f"line {first.line} already uses this listening port",
+                "use a listening port once",
+                str(destination.port),
+            )
+
+    def result(self) -> tuple[Destination, ...]:
+        if not self._by_port and not self._problems:
+            better = known_mistakes.in_text_without_destination(self._text)
+            error = better or RefusedError("no destination", f"write one per line: {FORM}")
+            self._problems.append(error.problem(self._variable))
+        if self._more:
+            self._problems.append(
+                Problem(variable=self._variable, reason=f"and {self._more} more problems")
+            )
+        if self._problems:
+            raise ConfigurationError(*self._problems)
+        return tuple(self._by_port.values())
+
+
+def refuse_long(text: str, variable: str) -> None:
+    """Raise `ConfigurationError` when `text` has more than `MAX_OCTETS`."""
     # Octets that are no UTF-8 stand in the text as one lone surrogate each (PEP 383).
     if len(text.encode(errors="replace")) > MAX_OCTETS:
         raise ConfigurationError(
             Problem(
                 variable=variable,
-                reason=f"more than {MAX_OCTETS} octets, and no more are read",
+                reason=f"longer than {MAX_OCTETS} octets",
                 cure="split the destinations over several pods",
             )
         )
-    problems = []
-    by_port: dict[int, Destination] = {}
+
+
+def numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of `text` without their ends, counted from 1."""
     # Windows editors begin a file with a byte order mark.
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        try:
-            destination = _parse_line(line.removesuffix("\r"), number, policy)
-            if destination is None:
-                continue
-            _claim_port(destination, by_port)
-        except RefusedError as error:
-            problems.append(error.problem(variable, line=number))
-    if not by_port and not problems:
-        problems.append(
-            Problem(
-                variable=variable,
-                reason="no destination",
-                cure="write one a line: <port> <host> [<remote port>]",
-            )
-        )
-    if problems:
-        raise ConfigurationError(*problems)
-    return tuple(by_port.values())
+        yield number, line.removesuffix("\r")
 
 
 def _parse_line(line: str, number: int, policy: AddressPolicy) -> Destination | None:
-    fields = _split_fields(line)
+    fields = split_fields(line)
     if not fields:
         return None
     if not 2 <= len(fields) <= 3:  # noqa: PLR2004 - the grammar has two or three fields
         raise RefusedError(
             "a destination has two or three fields",
-            "write <port> <host> [<remote port>], separated by spaces or tabs",
-            # No more than this: what only looks like a blank is to be seen.
+            f"write {FORM}, separated by spaces or tabs",
+            # Only these two: a character that looks like a blank must stay visible.
             line.strip(" \t"),
         )
-    port = _parse_port(fields[0], "the listening port")
-    host = _parse_host(fields[1])
-    if not isinstance(host, str):
-        reason = policy.why_denied(host)
-        if reason:
-            raise RefusedError(
-                f"{reason} is never connected to", "write the remote host's own address", fields[1]
-            )
-    remote_port = _parse_port(fields[2], "the remote port") if len(fields) > 2 else port  # noqa: PLR2004 - said above
+    port = parse_port(fields[0], "the listening port")
+    host = _parse_host(fields[1], policy)
+    remote_port = parse_port(fields[2], "the remote port") if len(fields) > 2 else port  # noqa: PLR2004 - said above
     return Destination(port, host, remote_port, number)
 
 
-def _claim_port(destination: Destination, by_port: dict[int, Destination]) -> None:
-    first = by_port.setdefault(destination.port, destination)
-    if first is not destination:
-        raise RefusedError(
-            f"this listening port is used on line {first.line} already",
-            "give each line a listening port of its own",
-            str(destination.port),
-        )
-
-
-def _split_fields(line: str) -> list[str]:
-    """The fields before a comment; only space and tab separate, whatever Unicode calls a blank."""
+def split_fields(line: str) -> list[str]:
+    """The fields before a comment; only space and tab separate them, no other blank of Unicode."""
     fields = []
     for field in line.replace("\t", " ").split(" "):
         if field.startswith("#"):
@@ -140,52 +189,66 @@ def _split_fields(line: str) -> list[str]:
     return fields
 
 
-def _parse_port(field: str, what: str) -> int:
-    digits = field.isascii() and field.isdigit()
-    if digits and len(field) > 1 and field.startswith("0"):
-        raise RefusedError(f"{what} begins with a zero", "write it without", field)
+def parse_port(field: str, what: str) -> int:
+    """The port number in `field`; `what` names the field in the reason of a `RefusedError`."""
+    if not (field.isascii() and field.isdigit()):
+        raise RefusedError(f"{what} is not a number", "write it in decimal digits", field)
     # Six digits are enough to judge a port, and keep int() linear in the text.
-    if not digits or not 1 <= int(field[:6]) <= 65535:  # noqa: PLR2004 - the last port
-        raise RefusedError(f"{what} is not a number from 1 to 65535", "write it in digits", field)
+    if not 1 <= int(field[:6]) <= 65535:  # noqa: PLR2004 - the last port
+        raise RefusedError(f"{what} is out of range", "use 1 to 65535", field)
+    if field.startswith("0"):
+        raise RefusedError(f"{what} has a leading zero", "remove the zero", field)
     return int(field)
 
 
-def _parse_host(field: str) -> Address | str:
+def _parse_host(field: str, policy: AddressPolicy) -> Address | str:
+    address = parse_literal(field, policy)
+    return _parse_name(field) if address is None else address
+
+
+def parse_literal(field: str, policy: AddressPolicy) -> Address | None:
+    """The address in `field`, or None when it holds none. Raises `RefusedError` if it is denied."""
     _refuse_lookalikes(field)
     try:
         address = ipaddress.ip_address(field)
     except ValueError:
-        return _parse_name(field)
+        return None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
-        raise RefusedError("an address with a scope", "leave out the % and what follows", field)
+        raise RefusedError("an address with a scope", "remove the % and what follows", field)
+    reason = policy.why_denied(address)
+    if reason:
+        raise RefusedError(f"{reason} is never connected to", cure_for(reason), field)
     return address
 
 
 def _refuse_lookalikes(field: str) -> None:
-    """Refuse what is no host at all, each with the cure for that mistake."""
-    if "://" in field or "/" in field:
-        raise RefusedError("a URL or path is not a host", "write the host alone", field)
+    """Refuse what is not a host, each with the cure for that mistake."""
+    if known_mistakes.NETWORK.fullmatch(field):
+        raise RefusedError("a network is not a host", "write the address of one host", field)
+    if "/" in field:
+        raise RefusedError("a URL or path is not a host", "write only the host", field)
     if "*" in field:
-        raise RefusedError(
-            "wildcards can't be forwarded to", "write a line of its own for each host", field
-        )
+        raise RefusedError("wildcards are not supported", "write one line per host", field)
     if field.startswith("["):
-        raise RefusedError("brackets around the host", "write the IPv6 address without", field)
+        raise RefusedError(
+            "brackets around the host", "write the IPv6 address without brackets", field
+        )
     if "#" in field:
-        raise RefusedError("a '#' inside a field", "put a blank before a comment", field)
+        raise RefusedError("a '#' inside a field", "put a space before a comment", field)
     if field.count(":") == 1:
         raise RefusedError(
-            "a port joined to the host", "write the remote port as a third field", field
+            "a port joined to the host", "write the remote port as the third field", field
         )
 
 
 def _parse_name(field: str) -> str:
-    # Judged first: nothing below needs to be quick on long text.
+    # Checked first, so that nothing below gets a long text.
     if len(field) > _MAX_NAME + 1:
         raise RefusedError(f"a name over {_MAX_NAME} octets", "shorten it", field)
     if ":" in field:
         raise RefusedError("a malformed IPv6 address", "write for example 2001:db8::10", field)
-    name = _to_ascii(field).removesuffix(".")
+    absolute = _to_ascii(field)
+    name = absolute.removesuffix(".")
     labels = name.split(".")
     if all(map(_NUMBER.fullmatch, labels)):
         raise RefusedError(
@@ -201,7 +264,7 @@ def _parse_name(field: str) -> str:
         raise RefusedError(
             "a name of a single label", f"write it in full, for example {name}.example.com", field
         )
-    return name.lower()
+    return absolute.lower()
 
 
 def _refuse_label(label: str, field: str) -> None:
@@ -211,7 +274,8 @@ def _refuse_label(label: str, field: str) -> None:
         raise RefusedError(f"a label over {_MAX_LABEL} octets", "shorten it", field)
     if not _LABEL.fullmatch(label):
         raise RefusedError(
-            f"label {label!r} is not letters, digits, '-' and '_' with no '-' at its ends",
+            f"label {label!r} has other characters than letters, digits, '_' and '-', "
+            "or a '-' at one end",
             "correct the name",
             field,
         )

@@ -1,19 +1,18 @@
-"""The environment of `egress-proxy run` as one frozen value, or all of its problems at once."""
+"""The environment of `egress-proxy run` as one frozen value, or all of its problems together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from egress_proxy.config import destinations, variables
+from egress_proxy.config import destinations, files, known_mistakes, variables
 from egress_proxy.config import run_variables as environment
 from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.run_variables import ADMIN_LISTEN, DESTINATION, DESTINATION_FILE
 from egress_proxy.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.run_variables import AdminListen
@@ -26,7 +25,7 @@ class Settings:
     """What `run` does. Durations are in seconds."""
 
     destinations: tuple[Destination, ...]
-    # The variable that they come from.
+    # The name of the variable that they come from.
     destinations_from: str
     debug: bool
     log_format: LogFormat
@@ -48,7 +47,7 @@ class Settings:
 
     @property
     def address_policy(self) -> AddressPolicy:
-        """What the admin has said of addresses to connect to; the pod's own are not in it."""
+        """The administrator's part of the policy; the pod's addresses are not in it."""
         return AddressPolicy(loopback_allowed=self.source == "any", networks=self.deny)
 
 
@@ -61,7 +60,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     source = reader.read(environment.SOURCE)
     deny = reader.read(environment.DENY)
     admin_listen = reader.read(ADMIN_LISTEN)
-    # A wrong DENY is a problem already; the destinations are still judged by the other rules.
+    # A wrong DENY is a problem already; the other rules still apply to the destinations.
     policy = AddressPolicy(loopback_allowed=source == "any", networks=deny or ())
     try:
         found = read_destinations(environ, policy=policy, admin_listen=admin_listen)
@@ -101,44 +100,83 @@ def destinations_from(environ: Mapping[str, str]) -> Variable[str]:
 def read_destinations(
     environ: Mapping[str, str], *, policy: AddressPolicy, admin_listen: AdminListen | None
 ) -> tuple[Destination, ...]:
-    """The destinations, from the variable or the file; a reload reads them anew.
-
-    Raises `ConfigurationError` with all problems.
-    """
-    variable = destinations_from(environ).name
-    found = destinations.parse_destinations(
-        _destination_text(environ), variable=variable, policy=policy
-    )
-    problems = [
-        Problem(
-            variable=variable,
-            line=destination.line,
-            value=str(destination.port),
-            reason="health and metrics are on this port",
-            cure=f"use another port, or set {ADMIN_LISTEN.name}",
-        )
-        for destination in found
-        if admin_listen is not None and destination.port == admin_listen.port
-    ]
-    if problems:
-        raise ConfigurationError(*problems)
+    """The destinations, from the variable or the file. Raises `ConfigurationError`."""
+    source = _Source(environ)
+    try:
+        text = source.decode(files.in_time(source.read))
+    except OSError as error:
+        raise source.unreadable(error) from None
+    found = destinations.parse_destinations(text, variable=source.variable.name, policy=policy)
+    _refuse_admin_port(found, source.variable, admin_listen)
     return found
 
 
-def _destination_text(environ: Mapping[str, str]) -> str:
-    text = environ.get(DESTINATION.name, "")
-    if destinations_from(environ) is DESTINATION:
-        return text
-    path = environ[DESTINATION_FILE.name].strip()
-    if text.strip():
-        reason, cure = f"{DESTINATION.name} is set too", "unset one of the two"
-    else:
-        try:
-            with Path(path).open("rb") as file:
-                # One octet more than is allowed is enough to refuse the file.
-                return file.read(destinations.MAX_OCTETS + 1).decode("utf-8", "surrogateescape")
-        except OSError as error:
-            reason, cure = f"can't read the file: {error.strerror}", "check the volume's mount"
-    raise ConfigurationError(
-        Problem(variable=DESTINATION_FILE.name, value=path, reason=reason, cure=cure)
+async def reread_destinations(
+    environ: Mapping[str, str],
+    off_loop: files.OffLoop,
+    *,
+    policy: AddressPolicy,
+    admin_listen: AdminListen | None,
+) -> tuple[Destination, ...]:
+    """`read_destinations` for a running event loop, which is never held for long."""
+    source = _Source(environ)
+    try:
+        text = source.decode(await off_loop.call(source.read))
+    except OSError as error:
+        raise source.unreadable(error) from None
+    found = await destinations.parse_destinations_in_slices(
+        text, variable=source.variable.name, policy=policy
     )
+    _refuse_admin_port(found, source.variable, admin_listen)
+    return found
+
+
+def _refuse_admin_port(
+    found: Iterable[Destination], variable: Variable[str], admin_listen: AdminListen | None
+) -> None:
+    # A listening port is used once.
+    for destination in found:
+        if admin_listen is not None and destination.port == admin_listen.port:
+            raise ConfigurationError(
+                Problem(
+                    variable=variable.name,
+                    line=destination.line,
+                    value=str(destination.port),
+                    reason="health and metrics are on this port",
+                    cure=f"use another port, or set {ADMIN_LISTEN.name}",
+                )
+            )
+
+
+class _Source:
+    """Where the destinations come from. Raises `ConfigurationError` when both variables are set."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.variable = destinations_from(environ)
+        self._text = environ.get(DESTINATION.name, "")
+        self._path = environ.get(DESTINATION_FILE.name, "").strip()
+        if self._path and self._text.strip():
+            raise self._problem(f"{DESTINATION.name} is set too", "unset one of the two")
+
+    def read(self) -> str | bytes:
+        """The text or the octets. Raises `OSError`; blocks as long as the file system does."""
+        if not self._path:
+            return self._text
+        # One octet more than is allowed is enough to refuse the file.
+        return files.read_file(self._path, destinations.MAX_OCTETS + 1)
+
+    def decode(self, found: str | bytes) -> str:
+        if isinstance(found, str):
+            return found
+        mistake = known_mistakes.in_file(found)
+        if mistake is not None:
+            raise self._problem(mistake.reason, mistake.cure)
+        return found.decode("utf-8", "surrogateescape")
+
+    def unreadable(self, error: OSError) -> ConfigurationError:
+        return self._problem(f"can't read the file: {error.strerror}", "check the volume's mount")
+
+    def _problem(self, reason: str, cure: str) -> ConfigurationError:
+        return ConfigurationError(
+            Problem(variable=self.variable.name, value=self._path, reason=reason, cure=cure)
+        )

@@ -51,6 +51,7 @@ def _parse_sources(text: str) -> tuple[tuple[Address, int | None], ...]:
 
 
 def _parse_source(entry: str) -> tuple[Address, int | None]:
+    variables.refuse_quotation_marks(entry)
     match = _ENTRY.fullmatch(entry)
     if match is None:
         raise RefusedError("not an address with a length", "write for example 192.0.2.99/24", entry)

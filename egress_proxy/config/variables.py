@@ -11,6 +11,7 @@ errors but is no attacker.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import ipaddress
 import re
@@ -31,6 +32,14 @@ PREFIX = "EGRESS_DNS_PROXY_"
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+# What other programs accept: several units, longer names of them, days.
+_LONG_DURATION = re.compile(
+    r"([0-9]+)(d|days?|h|hours?|hrs?|m|mins?|minutes?|s|secs?|seconds?)(?![a-z])", re.ASCII
+)
+_LONG_UNIT_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_WHOLE_UNITS = (("h", 3600), ("m", 60), ("s", 1))
+_NEVER = frozenset({"never", "none", "infinite", "infinity", "inf", "unlimited", "forever"})
+_QUOTED = re.compile(r"^[\"']|[\"']$")
 # A week: longer is a typing error, and a timer beyond it is as good as none.
 MAX_DURATION_S = 7 * 24 * 3600.0
 _LOG_FORMATS: dict[str, LogFormat] = {"console": "console", "json": "json", "": ""}
@@ -126,13 +135,26 @@ def parse_duration(text: str) -> float:
     """``500ms``, ``10s``, ``1m``, ``1h`` or plain seconds, as seconds."""
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise RefusedError(
-            "not a duration", "write for example 500ms, 10s, 1m, 1h or plain seconds"
-        )
+        raise RefusedError("not a duration", _mistaken_duration(text))
     seconds = float(match[1]) * _UNIT_S[match[2]]
     if seconds > MAX_DURATION_S:
         raise RefusedError("longer than a week", "write at most 168h, or 0 where that means never")
     return seconds
+
+
+def _mistaken_duration(text: str) -> str:
+    """What to write instead of `text`."""
+    lower = text.lower()
+    if lower in _NEVER:
+        return "write 0 where that means never"
+    parts = _LONG_DURATION.findall(lower)
+    if not parts or "".join(map("".join, parts)) != lower:
+        return "write for example 500ms, 10s, 1m, 1h or plain seconds"
+    seconds = sum(int(number[:9]) * _LONG_UNIT_S[unit[0]] for number, unit in parts)
+    unit, length_s = next(
+        (unit, length_s) for unit, length_s in _WHOLE_UNITS if seconds % length_s == 0
+    )
+    return f"write {seconds // length_s}{unit}"
 
 
 def parse_positive_duration(text: str) -> float:
@@ -155,13 +177,32 @@ def parse_name(text: str) -> str:
 
 def parse_address(text: str, *, cure: str = "write for example 192.0.2.10") -> Address:
     """One IPv4 or IPv6 address without a scope; `cure` says what else may stand there."""
+    refuse_quotation_marks(text)
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
-        raise RefusedError("not an IP address", cure, text) from None
+        reason, better = _mistaken_address(text) or ("not an IP address", cure)
+        raise RefusedError(reason, better, text) from None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
-        raise RefusedError("an address with a scope", "leave out the % and what follows", text)
+        raise RefusedError("an address with a scope", "remove the % and what follows", text)
     return address
+
+
+def refuse_quotation_marks(text: str) -> None:
+    """Raise `RefusedError` for those that an env file keeps."""
+    if _QUOTED.search(text):
+        raise RefusedError("quotation marks", "remove them", text)
+
+
+def _mistaken_address(text: str) -> tuple[str, str] | None:
+    """Reason and cure, when only what surrounds an address makes it none."""
+    for reason, inner in (
+        ("brackets around the address", text.removeprefix("[").removesuffix("]")),
+        ("a length after the address", text.rpartition("/")[0]),
+    ):
+        with contextlib.suppress(ValueError):
+            return reason, f"write {ipaddress.ip_address(inner)}"
+    return None
 
 
 def split_list(text: str) -> list[str]:

@@ -162,7 +162,7 @@ class Resolver:
                 return await self._ask_for(name, self._family)
         except TimeoutError:
             # With its dot it is no other name out of the search list.
-            return await self._ask_for(f"{name}.", socket.AF_INET6)
+            return await self._ask_for(f"{name.removesuffix('.')}.", socket.AF_INET6)
 
     async def _ask_for(self, name: str, family: socket.AddressFamily) -> pycares.AddrInfoResult:
         while True:

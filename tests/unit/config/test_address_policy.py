@@ -24,6 +24,15 @@ DENIED: list[tuple[str, str]] = [
         ("the broadcast address", "255.255.255.255 64:ff9b::ffff:ffff"),
         ("an IPv4 address in IPv6 form", "::ffff:127.0.0.1 ::FFFF:a9fe:a9fe ::ffff:0.0.0.0"),
         ("an IPv4 address in IPv6 form", "0:0:0:0:0:ffff:192.0.2.1 ::127.0.0.1 ::192.0.2.1 ::2"),
+        ("a reserved address", "240.0.0.1 255.255.255.254 64:ff9b::240.0.0.1"),
+        ("a cloud's metadata address", "fd00:ec2::254 fd20:ce::254 168.63.129.16"),
+        ("a cloud's metadata address", "100.100.100.200 192.0.0.192 64:ff9b::100.100.100.200"),
+        ("an address of a local translator (RFC 8215)", "64:ff9b:1::1 64:ff9b:1:ffff::10.0.0.1"),
+        # IPv4-translated, Teredo's server and (inverted) client, ISATAP.
+        ("a link-local address", "::ffff:0:169.254.169.254"),
+        ("a link-local address", "2001:0:a9fe:a9fe:: 2001:0:102:304::5601:5601"),
+        ("a link-local address", "2001:db8::5efe:169.254.169.254"),
+        ("a loopback address", "2001:db8:1:2:200:5efe:127.0.0.1 ::ffff:0:127.0.0.1"),
     )
     for address in addresses.split()
 ]
@@ -37,14 +46,17 @@ ALLOWED = [
     "169.255.0.0",
     "192.168.0.1",
     "223.255.255.255",
-    "240.0.0.1",
-    "255.255.255.254",
     "2001:db8::1",
     "fd00::1",
     "fe7f::1",
     "fec0::1",
     "feff::1",
     "64:ff9b::192.0.2.1",
+    "64:ff9b:2::1",
+    "168.63.129.17",
+    "2001:0:102:304::f7f7:f7f7",
+    "::ffff:0:192.0.2.1",
+    "2001:db8::5efe:192.0.2.1",
     "::fffe:0:1",
 ]
 
@@ -96,3 +108,11 @@ def test_an_ipv4_address_is_judged_alike_behind_a_translator(number: int) -> Non
     translated = IPv6Address(int(IPv6Address("64:ff9b::")) | number)
     assert AddressPolicy().why_denied(translated) == AddressPolicy().why_denied(address)
     assert AddressPolicy().why_denied(IPv6Address(f"::ffff:{address}")) is not None
+
+
+def test_the_network_and_broadcast_addresses_of_the_pods_own_networks() -> None:
+    policy = AddressPolicy(reserved=frozenset(map(ip_address, ("192.0.2.0", "192.0.2.255"))))
+    reason = "the network or broadcast address of one of the pod's networks"
+    for address in ("192.0.2.0", "192.0.2.255", "64:ff9b::192.0.2.255"):
+        assert policy.why_denied(ip_address(address)) == reason
+    assert policy.why_denied(ip_address("192.0.2.254")) is None

@@ -46,7 +46,7 @@ INVALID: list[tuple[str, str, str]] = [
     (
         f"{P}SOURCE",
         "192.0.2.99/24",
-        "'192.0.2.99/24': not an IP address; write auto, any, or for example 192.0.2.10",
+        "'192.0.2.99/24': a length after the address; write 192.0.2.99",
     ),
     (
         f"{P}SOURCE",

@@ -114,7 +114,7 @@ def test_destinations_are_missing() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_settings({})
     assert str(caught.value) == (
-        f"{P}DESTINATION: no destination; write one a line: <port> <host> [<remote port>]"
+        f"{P}DESTINATION: no destination; write one per line: <port> <host> [<remote port>]"
     )
 
 
@@ -176,17 +176,14 @@ def test_destinations_from_a_file(file: Path, octets: bytes, line: int) -> None:
 @pytest.mark.parametrize(
     ("octets", "told"),
     [
-        (b"", ": no destination; write one a line: <port> <host> [<remote port>]"),
+        (b"", ": no destination; write one per line: <port> <host> [<remote port>]"),
         (
             b"80 caf\xe9.example",
-            r" line 1: 'caf\udce9.example': not an internationalised name: ",
+            r" line 1: '80 caf\udce9.example': octet 0xE9 is not UTF-8; save the text as UTF-8",
         ),
         (
             b"#".ljust(MAX_OCTETS + 1, b"\xff"),
-            (
-                ": more than 1048576 octets, and no more are read; "
-                "split the destinations over several pods"
-            ),
+            ": longer than 1048576 octets; split the destinations over several pods",
         ),
     ],
 )

@@ -56,7 +56,19 @@ _NETWORK_CURE = "write for example 192.0.2.0/24"
 INVALID: list[tuple[Callable[[str], object], str, RefusedError]] = [
     *(
         (variables.parse_duration, text, RefusedError("not a duration", _DURATION_CURE))
-        for text in ("", "s", "10 s", "10S", "-1", "+1", "1e3", "1h30m", ".5s", "5.", "1d", "inf")
+        for text in ("", "s", "10 s", "-1", "+1", "1e3", ".5s", "5.", "1y", "1m 1s")
+    ),
+    *(
+        (variables.parse_duration, text, RefusedError("not a duration", f"write {better}"))
+        for text, better in (
+            ("10S", "10s"),
+            ("1h30m", "90m"),
+            ("1m30s", "90s"),
+            ("1d", "24h"),
+            ("2days12hours", "60h"),
+            ("90min", "90m"),
+            ("inf", "0 where that means never"),
+        )
     ),
     *(
         # Arabic-Indic digits are digits for \d and float() alike.
@@ -97,12 +109,27 @@ INVALID: list[tuple[Callable[[str], object], str, RefusedError]] = [
     ),
     *(
         (variables.parse_address, text, RefusedError("not an IP address", _ADDRESS_CURE, text))
-        for text in ("", "auto", "192.0.2.256", "192.0.02.1", "192.0.2.1/24", "example.com")
+        for text in ("", "auto", "192.0.2.256", "192.0.02.1", "example.com")
+    ),
+    (
+        variables.parse_address,
+        "192.0.2.1/24",
+        RefusedError("a length after the address", "write 192.0.2.1", "192.0.2.1/24"),
+    ),
+    (
+        variables.parse_address,
+        "[2001:DB8::1]",
+        RefusedError("brackets around the address", "write 2001:db8::1", "[2001:DB8::1]"),
+    ),
+    (
+        variables.parse_address,
+        "'192.0.2.1'",
+        RefusedError("quotation marks", "remove them", "'192.0.2.1'"),
     ),
     (
         variables.parse_address,
         "fe80::1%eth0",
-        RefusedError("an address with a scope", "leave out the % and what follows", "fe80::1%eth0"),
+        RefusedError("an address with a scope", "remove the % and what follows", "fe80::1%eth0"),
     ),
     (
         variables.parse_addresses,
