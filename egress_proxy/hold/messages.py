@@ -1,0 +1,218 @@
+"""What the elector is told (events) and what it wants done (actions), as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from egress_proxy.errors import Problem
+    from egress_proxy.events import Record
+    from egress_proxy.hold.objects import Lease, Pod
+    from egress_proxy.ip import Address
+
+# How a request failed. `doubtful`: no answer, so it may have been applied; `refused`: it was not.
+Failure: TypeAlias = Literal["conflict", "doubtful", "refused"]
+# Why the Lease was free.
+After: TypeAlias = Literal["start", "expiry", "release"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time that the state asked to be woken at has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSeen:
+    """The watch shows the Lease; None: there is none."""
+
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    """The answer to the last `Read` or `Write`."""
+
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """The last `Read` or `Write` failed; the server asks for `retry_after_s` of patience."""
+
+    failure: Failure
+    error: str
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PodsListed:
+    """The answer to `ListPods`; None: it failed."""
+
+    pods: tuple[Pod, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """The answer to `HandOver`: whether the labels were changed."""
+
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayHeard:
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A frame of `mac` says that it has `address`, one of the reserved ones."""
+
+    address: Address
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class CarrierChanged:
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLate:
+    """`Keep` was carried out after its deadline; the address is dropped again."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepFailed:
+    """The kernel refuses the address or its route."""
+
+    problem: Problem
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """SIGTERM; a second one ends at once."""
+
+
+Event: TypeAlias = (
+    Tick
+    | LeaseSeen
+    | RequestDone
+    | RequestFailed
+    | PodsListed
+    | HandedOver
+    | GatewayHeard
+    | Claimed
+    | CarrierChanged
+    | KeptLate
+    | KeepFailed
+    | StopRequested
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """GET the Lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """PUT `lease` with its resource version, or create it where it has none.
+
+    The times in it are the shell's to fill in: `acquire` says whether the holder is new.
+    """
+
+    lease: Lease
+    acquire: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ask the LAN for the addresses, without claiming them (RFC 5227 section 2.1.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell the LAN that this host has the addresses; not after `deadline`."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskGateway:
+    """Ask for the gateways; `owner`: in the name of the addresses."""
+
+    owner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Take the addresses and routes, or begin their lifetime anew; not after `deadline`."""
+
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deprecate:
+    """No new connections from the addresses; they stay for what is to be reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Remove the addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListPods:
+    """LIST the pods that share the Lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Label the pod `successor` active, and then this one standby."""
+
+    successor: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShowRole:
+    """Keep the labels true until told otherwise: this pod active and then the others standby."""
+
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShowGateway:
+    """Annotate the own pod: whether it hears the gateway."""
+
+    heard: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """All is given back; `problem` is why, where it is not the stop that was asked for."""
+
+    problem: Problem | None = None
+
+
+Action: TypeAlias = (
+    Read
+    | Write
+    | Probe
+    | Announce
+    | AskGateway
+    | Keep
+    | Deprecate
+    | Drop
+    | ListPods
+    | HandOver
+    | ShowRole
+    | ShowGateway
+    | Tell
+    | Exit
+)
