@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from egress_proxy.hold import lan_rules, lease_rules, leaving_rules
+from egress_proxy.hold.events import HoldUnconfirmed
 from egress_proxy.hold.messages import (
     CarrierChanged,
     Claimed,
@@ -28,12 +29,11 @@ from egress_proxy.hold.messages import (
     StopRequested,
     Tick,
 )
-from egress_proxy.hold.records import HoldUnconfirmed
 from egress_proxy.hold.states import LATE_S, NEVER, Phase, Role, State, Turn
 from egress_proxy.hold.transitions import give_back, keep, lose, start_probing
 
 if TYPE_CHECKING:
-    from egress_proxy.hold.messages import Action, Event
+    from egress_proxy.hold.messages import Action, Input
     from egress_proxy.hold.states import ElectorSettings
 
 # With EGRESS_HA_API_SILENCE=release the address is given back so long before the Lease runs out:
@@ -47,7 +47,7 @@ def start(now: float, *, carrier: bool, inherited: bool = False) -> State:
 
 
 def advance(
-    settings: ElectorSettings, state: State, event: Event, now: float
+    settings: ElectorSettings, state: State, event: Input, now: float
 ) -> tuple[State, tuple[Action, ...]]:
     """The state after `event` at `now`, and the actions in their order.
 
@@ -78,7 +78,7 @@ def _check_clock(turn: Turn, *, overslept: bool) -> None:
         state.changed_at = None
 
 
-def _apply(turn: Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one branch per event
+def _apply(turn: Turn, event: Input) -> None:  # noqa: C901, PLR0912 - one branch per event
     match event:
         case Tick():
             pass

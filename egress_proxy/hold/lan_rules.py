@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from egress_proxy.hold.messages import Announce, AskGateway, ListPods, Probe, ShowGateway
-from egress_proxy.hold.records import (
+from egress_proxy.hold.events import (
     AddressDefended,
     GatewayBack,
     GatewaySilent,
     HoldBlocked,
 )
+from egress_proxy.hold.messages import Announce, AskGateway, ListPods, Probe, ShowGateway
 from egress_proxy.hold.states import NEVER, Phase, Role
 from egress_proxy.hold.transitions import announce, give_back, lose, start_probing, take
 

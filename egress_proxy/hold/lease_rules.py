@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from egress_proxy.hold.events import ApiBack, ApiSilent, HoldConfirmed, HoldStandby
 from egress_proxy.hold.objects import Lease
-from egress_proxy.hold.records import ApiBack, ApiSilent, HoldConfirmed, HoldStandby
 from egress_proxy.hold.states import NEVER, Phase, Role
 from egress_proxy.hold.transitions import (
     SUCCESSOR,

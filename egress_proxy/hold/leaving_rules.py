@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from egress_proxy.hold.events import HoldLeaving
 from egress_proxy.hold.lan_rules import hears_gateway, others
 from egress_proxy.hold.lease_rules import request
 from egress_proxy.hold.messages import Deprecate, Exit, HandOver, ListPods
-from egress_proxy.hold.records import HoldLeaving
 from egress_proxy.hold.states import NEVER, Phase, Role
 from egress_proxy.hold.transitions import drop, finish
 

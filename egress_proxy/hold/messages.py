@@ -1,4 +1,4 @@
-"""What the elector is told (events) and what it wants done (actions), as frozen values."""
+"""What the elector is told (inputs) and what it wants done (actions), as frozen values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from egress_proxy.errors import Problem
-    from egress_proxy.events import Record
+    from egress_proxy.events import Event
     from egress_proxy.hold.objects import Lease, Pod
     from egress_proxy.ip import Address
 
@@ -94,7 +94,7 @@ class StopRequested:
     """SIGTERM; a second one ends at once."""
 
 
-Event: TypeAlias = (
+Input: TypeAlias = (
     Tick
     | LeaseSeen
     | RequestDone
@@ -190,7 +190,7 @@ class ShowGateway:
 
 @dataclass(frozen=True, slots=True)
 class Tell:
-    record: Record
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)

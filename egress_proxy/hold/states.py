@@ -15,7 +15,7 @@ from egress_proxy.hold.messages import Read, Tell, Write
 
 if TYPE_CHECKING:
     from egress_proxy.errors import Problem
-    from egress_proxy.events import Record
+    from egress_proxy.events import Event
     from egress_proxy.hold.messages import Action, After
     from egress_proxy.hold.objects import Lease
     from egress_proxy.ip import Address
@@ -177,8 +177,8 @@ class Turn:
     def do(self, *actions: Action) -> None:
         self.actions.extend(actions)
 
-    def tell(self, record: Record) -> None:
-        self.actions.append(Tell(record))
+    def tell(self, event: Event) -> None:
+        self.actions.append(Tell(event))
 
     def read(self) -> None:
         self.state.pending = Request("read", self.now)

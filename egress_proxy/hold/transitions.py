@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from egress_proxy.hold.messages import Announce, AskGateway, Drop, Exit, Keep, ShowRole
-from egress_proxy.hold.records import (
+from egress_proxy.hold.events import (
     AddressDropped,
     HoldActive,
     HoldReleased,
@@ -14,6 +13,7 @@ from egress_proxy.hold.records import (
     HoldTaking,
     LeaseLost,
 )
+from egress_proxy.hold.messages import Announce, AskGateway, Drop, Exit, Keep, ShowRole
 from egress_proxy.hold.states import LATE_S, NEVER, Phase, Role
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
-    from egress_proxy.events import Record
+    from egress_proxy.events import Event
 
 ADDRESS = IPv4Address("203.0.113.99")
 GATEWAY = IPv4Address("203.0.113.1")
@@ -60,8 +60,8 @@ class Node:
     held_until: float | None = None
     label: str = "standby"
     annotation: str = SILENT
-    inbox: list[m.Event] = field(default_factory=list)
-    records: list[tuple[float, Record]] = field(default_factory=list)
+    inbox: list[m.Input] = field(default_factory=list)
+    records: list[tuple[float, Event]] = field(default_factory=list)
     generation: int = 0
     watch_from: int = 0
 
@@ -114,7 +114,7 @@ class Simulation:
         ]
 
     def events(self, name: str) -> list[str]:
-        return [record.event for _, record in self.nodes[name].records]
+        return [record.name for _, record in self.nodes[name].records]
 
     def role(self, name: str) -> Role:
         return self.states[name].role
@@ -155,7 +155,7 @@ class Simulation:
 
     # The elector and its actions
 
-    def _deliver(self, node: Node, event: m.Event) -> None:
+    def _deliver(self, node: Node, event: m.Input) -> None:
         if node.dead or node.stopped:
             return
         if node.frozen:
@@ -215,9 +215,9 @@ class Simulation:
                     self.after(0.005, lambda: self._label_active(node))
             case m.ShowGateway(heard):
                 self._request(node, lambda: self._annotate(node, heard=heard), None)
-            case m.Tell(record):
-                node.records.append((self.now, record))
-                self.history.append((self.now, f"{node.name} {record}"))
+            case m.Tell(event):
+                node.records.append((self.now, event))
+                self.history.append((self.now, f"{node.name} {event}"))
             case m.Exit():
                 node.stopped = True
             case m.Deprecate():
@@ -259,8 +259,8 @@ class Simulation:
         self,
         node: Node,
         serve: Callable[[], object],
-        done: Callable[..., m.Event] | None,
-        failed: Callable[..., m.Event] = m.RequestFailed,
+        done: Callable[..., m.Input] | None,
+        failed: Callable[..., m.Input] = m.RequestFailed,
     ) -> None:
         """Let the API server do `serve`; `done` or `failed` make the event of its answer."""
         delay_s = (
@@ -272,7 +272,7 @@ class Simulation:
         lost = node.api == "lossy" and self.random.random() < 0.5
         waiting = [True]
 
-        def answer(event: m.Event | None) -> None:
+        def answer(event: m.Input | None) -> None:
             if waiting.pop() and event is not None:
                 self._deliver(node, event)
             waiting.append(False)

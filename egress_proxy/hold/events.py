@@ -1,0 +1,124 @@
+"""The events of `hold`: what happened, as frozen values (see `egress_proxy.events`)."""
+
+from __future__ import annotations
+
+from egress_proxy.events import Event
+
+
+class HoldStarted(Event, name="hold.started", level="info"):
+    """`hold` runs, as `identity` in the Lease `lease`."""
+
+    version: str
+    identity: str
+    lease: str
+    duration_s: int
+    source: tuple[str, ...]
+    gateway: tuple[str, ...]
+
+
+class HoldStandby(Event, name="hold.standby", level="info"):
+    """The Lease is `holder`'s; empty: nobody's."""
+
+    holder: str
+
+
+class HoldTaking(Event, name="hold.taking", level="info"):
+    """The Lease is this pod's; the LAN is asked for the address. `after`: why it was free."""
+
+    after: str
+    before: str
+
+
+class HoldActive(Event, name="hold.active", level="info"):
+    """This pod has the address; `takeover_s` after it began to take the Lease."""
+
+    after: str
+    takeover_s: float
+
+
+class HoldResumed(Event, name="hold.resumed", level="info"):
+    """`hold` was restarted, and both the Lease and the address were still this pod's."""
+
+
+class HoldUnconfirmed(Event, name="hold.unconfirmed", level="warning"):
+    """The Lease could not be renewed for a while: the address is kept until a claim or a loss."""
+
+    error: str
+
+
+class HoldConfirmed(Event, name="hold.confirmed", level="info"):
+    """The Lease is renewed again."""
+
+    unconfirmed_s: float
+
+
+class HoldBlocked(Event, name="hold.blocked", level="warning"):
+    """The Lease is this pod's, and a foreign host, `mac`, answers for the address."""
+
+    address: str
+    mac: str
+
+
+class HoldLeaving(Event, name="hold.leaving", level="info"):
+    """Told to stop; `successor` is the pod that clients are sent to, empty where there is none."""
+
+    successor: str
+    kept_s: float
+
+
+class HoldReleased(Event, name="hold.released", level="info"):
+    """The Lease is given back: another pod may take it at once."""
+
+
+class AddressDropped(Event, name="address.dropped", level="info"):
+    """This pod no longer has the address."""
+
+    reason: str
+
+
+class AddressDefended(Event, name="address.defended", level="warning"):
+    """A foreign host, `mac`, claims the address: the LAN is told again who has it.
+
+    At most one record in ten seconds; `claims` counts those since the last record.
+    """
+
+    address: str
+    mac: str
+    claims: int
+
+
+class LeaseLost(Event, name="lease.lost", level="warning"):
+    """The Lease is no longer this pod's."""
+
+    holder: str
+    reason: str
+
+
+class ApiSilent(Event, name="api.silent", level="warning"):
+    """The API server does not answer."""
+
+    error: str
+
+
+class ApiBack(Event, name="api.back", level="info"):
+    """The API server answers again."""
+
+    silent_s: float
+
+
+class GatewaySilent(Event, name="gateway.silent", level="warning"):
+    """A gateway does not answer on the LAN."""
+
+    gateway: tuple[str, ...]
+
+
+class GatewayBack(Event, name="gateway.back", level="info"):
+    """Every gateway answers again."""
+
+
+class RoleFailed(Event, name="role.failed", level="warning"):
+    """A label or annotation of a pod could not be changed; it is tried again in `retry_s`."""
+
+    pod: str
+    error: str
+    retry_s: float
