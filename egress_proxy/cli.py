@@ -74,12 +74,12 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Forward connections until SIGTERM."""
     wanted = _read_run_settings(environ)
 
-    from egress_proxy.forwarding import admission  # noqa: PLC0415 - it would cost the other commands memory
+    from egress_proxy.forwarding import descriptors  # noqa: PLC0415 - only this command needs it
 
-    # Before the event loop, which without descriptors aborts the process. Listeners may be more:
-    # the daemon asks again once it knows them all.
-    admission.maximum_connections(
-        wanted.max_connections, admission.raise_descriptor_limit(), len(wanted.destinations)
+    # Before the event loop, which aborts the process when it gets no descriptors. There may be more
+    # listeners than destinations: the daemon asks again once it knows them all.
+    descriptors.share_descriptors(
+        descriptors.raise_descriptor_limit(), len(wanted.destinations), wanted.max_connections
     )
 
     # The event loop and DNS are for this command alone.

@@ -1,44 +1,34 @@
 """One client, from accept to record.
 
-A `Connection` is the owner of everything that a client costs: it connects, relays, keeps time and
-records, once, whatever happens to it.
+A `Connection` owns everything that a client costs: it connects, relays, keeps time, and emits the
+one record, whatever happens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import socket
+import ipaddress
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from egress_proxy.events import ConnectionClosed, Observer, Reason
-from egress_proxy.forwarding.admission import Gate
+from egress_proxy.events import ConnectionClosed, Reason
+from egress_proxy.forwarding.keepalive import keep_alive
 from egress_proxy.forwarding.race import ATTEMPT_DELAY_S, EXHAUSTED, NO_PORT, Race
 from egress_proxy.relay.reactor import ERROR, reset_on_close
 from egress_proxy.relay.relay import Relay
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from egress_proxy.config.destinations import Destination
-    from egress_proxy.forwarding.admission import Admission
-    from egress_proxy.forwarding.race import Connector
+    from egress_proxy.forwarding.admission import Gate
+    from egress_proxy.forwarding.data_plane import DataPlane
     from egress_proxy.forwarding.upstreams import Endpoint, Upstreams
     from egress_proxy.ip import Address, Network
-    from egress_proxy.relay.relay import Engine
-    from egress_proxy.relay.timer_wheel import TimerWheel
 
-# A silent peer that is gone is found out after 60 s and four probes of 15 s (tcp(7)).
-# TCP_USER_TIMEOUT is left alone: it would also end a live peer that reads slowly
-# (docs/decisions/002-no-user-timeout.md).
-_KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
-)
 # How often a connection that nothing limits is looked at.
 _SELDOM_S = 3600.0
 
@@ -51,32 +41,37 @@ class SessionLimits:
     connect_timeout_s: float
     idle_timeout_s: float
     half_close_timeout_s: float
-    # Whether records carry the source port, which costs a system call a connection.
+    # Whether records carry the source port, which costs a system call per connection.
     record_source_port: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Plant:
-    """What all forwarders share."""
-
-    engine: Engine
-    wheel: TimerWheel
-    admission: Admission
-    connector: Connector
-    observer: Observer
+def _do_nothing() -> None:
+    """Literal addresses have no name to look up again."""
 
 
-class Listening(Gate, Protocol):
-    """Where a client came in, and what holds for it there."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class Origin:
+    """What the connections of one destination share.
 
-    plant: Plant
-    rules: SessionLimits
+    It outlives the destination when a reload removes that: connections keep what held for them.
+    `active` counts them; `on_all_failed` is called when no address answered a client.
+    """
+
+    data_plane: DataPlane
     destination: Destination
     name: str
+    limits: SessionLimits
     upstreams: Upstreams
-    on_all_failed: Callable[[], None]
+    gate: Gate
+    on_all_failed: Callable[[], None] = _do_nothing
+    active: int = 0
 
-    def allows(self, client_address: Sequence[object]) -> bool: ...
+    def allows(self, client_address: Sequence[object]) -> bool:
+        networks = self.limits.allow_clients
+        if not networks:
+            return True
+        address = ipaddress.ip_address(str(client_address[0]))
+        return any(address in network for network in networks)
 
 
 class Connection:
@@ -90,36 +85,35 @@ class Connection:
         "_client_events",
         "_closed",
         "_connected_at",
-        "_forwarder",
+        "_error_number",
         "_needs_keepalive",
         "_race",
         "_relay",
         "_source",
         "deadline_tick",
+        "origin",
     )
 
     deadline_tick: int
 
     def __init__(
-        self, forwarder: Listening, client: socket.SocketType, client_address: Sequence[object]
+        self, origin: Origin, client: socket.SocketType, client_address: Sequence[object]
     ) -> None:
-        self._forwarder = forwarder
+        self.origin = origin
         self._client = client
         self._client_address = client_address
         self._client_events = 0
-        self._accepted_at = forwarder.plant.engine.reactor.now
+        self._accepted_at = origin.data_plane.reactor.now
         self._connected_at = 0.0
         self._address: Sequence[object] | None = None
         self._source: Sequence[object] | None = None
-        # An upstream without keepalive: it is set on those that live to see the wheel turn.
+        self._error_number = 0
+        # The upstream until the first timer tick sets keepalive: short connections never pay for
+        # it.
         self._needs_keepalive: socket.SocketType | None = None
         self._relay: Relay | None = None
         self._race: Race | None = None
         self._closed = False
-
-    @property
-    def forwarder(self) -> Listening:
-        return self._forwarder
 
     @property
     def moved(self) -> tuple[int, int]:
@@ -134,8 +128,8 @@ class Connection:
 
     @property
     def host(self) -> Address | str:
-        """What the admin wrote: whose addresses this connection may go to."""
-        return self._forwarder.destination.host
+        """What the administrator wrote: whose addresses this connection may go to."""
+        return self.origin.destination.host
 
     @property
     def address(self) -> Sequence[object] | None:
@@ -145,21 +139,23 @@ class Connection:
     def begin(self) -> None:
         """Wait for the client's first event, which comes at once: it can be written to.
 
-        A client that is gone by then, as one that scans ports, reaches no upstream.
+        A client that is gone by then, such as a port scanner, causes no upstream connection.
         """
-        plant = self._forwarder.plant
-        plant.admission.enter()
-        plant.wheel.schedule(self, ATTEMPT_DELAY_S)
+        origin = self.origin
+        plane = origin.data_plane
+        origin.active += 1
+        plane.admission.enter()
+        plane.wheel.schedule(self, min(ATTEMPT_DELAY_S, origin.limits.connect_timeout_s))
         try:
-            plant.engine.reactor.watch(self._client, self)
+            plane.reactor.watch(self._client, self)
         except OSError as error:
-            self.unconnected(Reason.ERROR, error.errno or errno.EIO)
+            self.unconnected(Reason.ERROR, error.errno or errno.EIO, None)
             return
-        if not self._forwarder.allows(self._client_address):
+        if not origin.allows(self._client_address):
             self._refuse(Reason.DENIED_CLIENT)
 
     def ready(self, events: int) -> None:
-        """The client has done something while it has no upstream yet."""
+        """An event of the client's, while it has no upstream yet."""
         self._client_events |= events
         if events & ERROR:
             self._refuse(Reason.CLIENT_GONE)
@@ -168,39 +164,41 @@ class Connection:
 
     def _connect(self) -> None:
         """Connect to the destination; the client's octets wait in the kernel meanwhile."""
-        plant = self._forwarder.plant
-        endpoints = self._forwarder.upstreams.in_order(plant.engine.reactor.now)
-        self._race = Race(plant.connector, endpoints, self)
+        plane = self.origin.data_plane
+        endpoints = self.origin.upstreams.in_order(plane.reactor.now)
+        self._race = Race(plane.connector, endpoints, self)
         self._race.start_next()
 
     def fail(self) -> None:
         self.abort(Reason.ERROR)
 
     def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None:
-        """The upstream is there: relay."""
-        plant = self._forwarder.plant
+        """The upstream is connected: relay."""
+        plane = self.origin.data_plane
         self._needs_keepalive = sock
         self._address = endpoint.sockaddr
-        self._connected_at = plant.engine.reactor.now
-        if self._forwarder.rules.record_source_port:
+        self._connected_at = plane.reactor.now
+        if self.origin.limits.record_source_port:
             with contextlib.suppress(OSError):
                 self._source = sock.getsockname()
-        self._relay = Relay(plant.engine, self._client, sock, self)
+        self._relay = Relay(plane.reactor, plane.pipes, self._client, sock, self)
         self._relay.start(self._client_events, events)
 
-    def unconnected(self, reason: Reason, error_number: int) -> None:
-        """No upstream is to be had: the client is reset at once."""
+    def unconnected(self, reason: Reason, error_number: int, endpoint: Endpoint | None) -> None:
+        """All connection attempts failed, the last one at `endpoint`: reset the client."""
+        self._address = endpoint.sockaddr if endpoint else None
+        self._error_number = error_number
         self._refuse(reason)
-        forwarder = self._forwarder
+        origin = self.origin
         if error_number in EXHAUSTED:
-            forwarder.plant.admission.exhausted(error_number)
+            origin.data_plane.admission.exhausted(error_number)
         elif error_number == NO_PORT:
-            forwarder.plant.admission.pause_one(forwarder, error_number)
+            origin.data_plane.admission.pause_one(origin.gate, error_number)
         else:
-            forwarder.on_all_failed()
+            origin.on_all_failed()
 
     def on_timer(self) -> None:
-        """Time has passed: end what has taken too long, or look again later."""
+        """End what has taken too long; otherwise look again later."""
         if self._relay is None:
             self._next_attempt_or_time_out()
         else:
@@ -210,12 +208,12 @@ class Connection:
             self._check_idle(self._relay)
 
     def _next_attempt_or_time_out(self) -> None:
-        wheel, race = self._forwarder.plant.wheel, self._race
+        wheel, race = self.origin.data_plane.wheel, self._race
         if race is None:
             # The event loop was held up: the client's first event is still to come.
             wheel.schedule(self, ATTEMPT_DELAY_S)
             return
-        left_s = self._accepted_at + self._forwarder.rules.connect_timeout_s - monotonic()
+        left_s = self._accepted_at + self.origin.limits.connect_timeout_s - monotonic()
         if left_s > 0:
             wheel.schedule(self, min(ATTEMPT_DELAY_S, left_s))
             race.start_next()
@@ -223,23 +221,23 @@ class Connection:
             race.time_out()
 
     def _check_idle(self, relay: Relay) -> None:
-        rules = self._forwarder.rules
-        limits = [(rules.idle_timeout_s, Reason.IDLE_TIMEOUT)]
+        limits = self.origin.limits
+        timeouts = [(limits.idle_timeout_s, Reason.IDLE_TIMEOUT)]
         if relay.half_closed:
-            limits.append((rules.half_close_timeout_s, Reason.HALF_CLOSE_TIMEOUT))
+            timeouts.append((limits.half_close_timeout_s, Reason.HALF_CLOSE_TIMEOUT))
         left_s = _SELDOM_S
-        for timeout_s, reason in sorted(limit for limit in limits if limit[0])[:1]:
+        for timeout_s, reason in sorted(entry for entry in timeouts if entry[0])[:1]:
             left_s = relay.touched + timeout_s - monotonic()
             if left_s <= 0:
                 relay.abort(reason)
                 return
         # A half-close from now on is noticed in time.
-        self._forwarder.plant.wheel.schedule(
-            self, min(left_s, rules.half_close_timeout_s or _SELDOM_S)
+        self.origin.data_plane.wheel.schedule(
+            self, min(left_s, limits.half_close_timeout_s or _SELDOM_S)
         )
 
     def abort(self, reason: Reason) -> None:
-        """End the connection with a RST to whoever is there."""
+        """Reset whichever sides are there."""
         if self._relay is not None:
             self._relay.abort(reason)
         else:
@@ -252,26 +250,26 @@ class Connection:
         if self._race is not None:
             self._race.cancel()
         reset_on_close(self._client)
-        self._forwarder.plant.engine.reactor.close(self._client)
+        self.origin.data_plane.reactor.close(self._client)
         self._close(reason)
 
     def relay_ended(self, reason: Reason) -> None:
         self._close(reason)
 
     def _close(self, reason: Reason) -> None:
-        """Whatever happened, it ends here, once."""
+        """Every connection ends here, once."""
         self._closed = True
-        forwarder, plant = self._forwarder, self._forwarder.plant
-        plant.wheel.cancel(self)
-        # The reactor's time is old when a timer or a signal ends the connection.
+        origin, plane = self.origin, self.origin.data_plane
+        plane.wheel.cancel(self)
+        # Not the reactor's time, which is old when a timer or a signal ends the connection.
         now = monotonic()
         relay, race = self._relay, self._race
         self._relay = self._race = None
-        plant.admission.leave()
-        plant.observer.observe(
+        origin.active -= 1
+        plane.observer.observe(
             ConnectionClosed(
-                listener=forwarder.destination.port,
-                destination=forwarder.name,
+                listener=origin.destination.port,
+                destination=origin.name,
                 client=self._client_address,
                 address=self._address,
                 source=self._source,
@@ -281,10 +279,8 @@ class Connection:
                 connect_s=self._connected_at - self._accepted_at if relay else None,
                 attempts=race.attempts if race else 0,
                 reason=reason,
+                error=self._error_number,
             )
         )
-
-
-def keep_alive(sock: socket.SocketType) -> None:
-    for option in _KEEPALIVE:
-        sock.setsockopt(*option)
+        # Last, because it may resume listeners.
+        plane.admission.leave()

@@ -1,8 +1,8 @@
-"""Checks of addresses without a client, for an admin who asks for them.
+"""Active health checks, when the administrator sets EGRESS_DNS_PROXY_HEALTH_INTERVAL.
 
-Only with EGRESS_DNS_PROXY_HEALTH_INTERVAL: by default nothing is sent to a remote that no client
-asked for. A check is a TCP connection from the same source, closed as soon as it is there, and only
-addresses that have others beside them are checked: a client has no choice about the only one.
+By default nothing is sent to a remote that no client asked for. A check is a TCP connection from
+the same source address, reset as soon as it is connected. Only destinations with several addresses
+are checked: with one, a client has no other to go to.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from egress_proxy.forwarding.race import Race
+from egress_proxy.relay.reactor import reset_on_close
 
 if TYPE_CHECKING:
     import socket
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.race import Connector
     from egress_proxy.forwarding.upstreams import Endpoint, Upstreams
 
-# A remote that takes longer is of no use to a client that has another one to go to.
+# A remote that takes longer is no use to a client that has another address to go to.
 _TIMEOUT_S = 2.0
-# Descriptors are for clients: checks take no more than so many at once.
+# Descriptors are for clients: at most so many checks run at once.
 _CHECKS_AT_ONCE = 8
 
 
@@ -42,7 +43,7 @@ class HealthChecks:
         self._places = asyncio.Semaphore(_CHECKS_AT_ONCE)
 
     async def run(self) -> None:
-        """Wait, check all of them, wait again; until cancelled."""
+        """Check all of them at every interval, until cancelled."""
         while True:
             await asyncio.sleep(self._interval_s)
             async with asyncio.TaskGroup() as checks:
@@ -64,20 +65,22 @@ class HealthChecks:
             finally:
                 race.cancel()
             if endpoint.failed_until:
-                # Until the next check has had its time, so that no client need find out.
+                # Until the next check is over, so that no client has to find out.
                 endpoint.failed_until = monotonic() + self._interval_s + _TIMEOUT_S
 
 
 class _Outcome:
-    """Waits for a race of one; what is to be known of it is in the endpoint."""
+    """Waits for a race of one endpoint; the endpoint itself records how it ended."""
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
         self.known = asyncio.Event()
 
     def connected(self, sock: socket.SocketType, _endpoint: Endpoint, _events: int) -> None:
+        # A FIN would leave TIME-WAIT on the reserved address, one per check.
+        reset_on_close(sock)
         self._connector.reactor.close(sock)
         self.known.set()
 
-    def unconnected(self, _reason: Reason, _error_number: int) -> None:
+    def unconnected(self, _reason: Reason, _error_number: int, _endpoint: Endpoint | None) -> None:
         self.known.set()

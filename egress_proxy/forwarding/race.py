@@ -1,13 +1,7 @@
-"""Addresses become one connected socket.
+"""Connects one client to the first address that answers (RFC 8305, Happy Eyeballs).
 
-`Upstreams` is what is known of a destination's addresses: their order, and which of them failed
-lately. A `Race` tries them for one client (RFC 8305, Happy Eyeballs): the next address when one
-fails, or after `ATTEMPT_DELAY_S` of silence, until one answers or the time is up. Only one socket
-survives; no octet of the client is sent before that.
-
-Clients find out what fails, and nobody else asks (but see `health`): an address that refuses, is
-silent, or is beaten by one that was tried later goes to the back. When its penalty is over, one
-client begins with it, and the others wait for what becomes of that.
+A `Race` tries the next address when one fails, or after `ATTEMPT_DELAY_S` of silence, until one
+answers or the time is up. Only one socket survives; no octet of the client is sent before that.
 """
 
 from __future__ import annotations
@@ -15,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,8 +23,6 @@ if TYPE_CHECKING:
 
 # RFC 8305 section 5, "Connection Attempt Delay": how long a silent address holds up the next one.
 ATTEMPT_DELAY_S = 0.25
-# A refused or unreachable address goes to the back for so long.
-PENALTY_S = 10.0
 # Sockets of one race at a time: with many silent addresses, the oldest makes room.
 _ATTEMPTS_AT_ONCE = 3
 
@@ -45,10 +36,10 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, 
 # All ports towards one remote address and port are in use; another may have some left.
 NO_PORT = errno.EADDRNOTAVAIL
 _BLAMELESS = EXHAUSTED | {NO_PORT}
-_UNDER_WAY = (errno.EINPROGRESS, 0)
-# What a RST means to a socket that was connected (tcp_reset in net/ipv4/tcp_input.c); one that was
-# not is refused.
-_RESET_SINCE = frozenset({errno.ECONNRESET, errno.EPIPE})
+_IN_PROGRESS = (errno.EINPROGRESS, 0)
+# SO_ERROR of a socket that was connected and then reset (tcp_reset in net/ipv4/tcp_input.c); one
+# that never was connected has ECONNREFUSED.
+_CONNECTED_THEN_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 _REASONS = {
     errno.ECONNREFUSED: Reason.CONNECT_REFUSED,
     errno.ETIMEDOUT: Reason.CONNECT_TIMEOUT,
@@ -57,22 +48,31 @@ _REASONS = {
 
 
 class ConnectHandler(Protocol):
-    """Whoever wants the socket; told once, by one of the two."""
+    """Wants the socket; exactly one of the two is called, once."""
 
     def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None: ...
 
-    def unconnected(self, reason: Reason, error_number: int) -> None: ...
+    def unconnected(self, reason: Reason, error_number: int, endpoint: Endpoint | None) -> None:
+        """`endpoint` is the one that failed last, with `error_number`; None without endpoints."""
 
 
-@dataclass(frozen=True, slots=True)
 class Connector:
-    """How sockets are made: by `family` the source address to send from, if it is fixed."""
+    """Makes sockets. `sources` has the source address of each family, where it is fixed.
 
-    reactor: Reactor
-    sources: dict[int, str]
+    `extra_attempts` is how many sockets races may hold beyond one each, all together: the limit of
+    connections counts one socket per upstream, and a silent name must not cost the other
+    destinations their descriptors.
+    """
+
+    def __init__(
+        self, reactor: Reactor, sources: dict[int, str], extra_attempts: int = 256
+    ) -> None:
+        self.reactor = reactor
+        self.sources = sources
+        self.extra_attempts = extra_attempts
 
     def open(self, endpoint: Endpoint, watcher: Watcher) -> socket.SocketType:
-        """A socket that is connecting to `endpoint`, and tells `watcher`.
+        """A socket that is connecting to `endpoint`, watched by `watcher`.
 
         Raises `OSError` when that fails at once.
         """
@@ -85,7 +85,7 @@ class Connector:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
             error_number = sock.connect_ex(endpoint.sockaddr)
-            if error_number not in _UNDER_WAY:
+            if error_number not in _IN_PROGRESS:
                 raise OSError(error_number, "connect")  # noqa: TRY301 - to be closed below
             self.reactor.watch(sock, watcher)
         except BaseException:
@@ -97,24 +97,37 @@ class Connector:
 class Race:
     """The attempts for one client; `attempts` is how many sockets have been tried."""
 
-    __slots__ = ("_connector", "_error_number", "_left", "_running", "_waiter", "attempts")
+    __slots__ = (
+        "_connector",
+        "_error_number",
+        "_failed",
+        "_handler",
+        "_left",
+        "_running",
+        "attempts",
+    )
 
     def __init__(
-        self, connector: Connector, endpoints: Iterable[Endpoint], waiter: ConnectHandler
+        self, connector: Connector, endpoints: Iterable[Endpoint], handler: ConnectHandler
     ) -> None:
         self._connector = connector
         self._left: Iterator[Endpoint] = iter(endpoints)
-        self._waiter = waiter
+        self._handler = handler
         self._running: list[_Attempt] = []
+        # The last failure.
+        self._failed: Endpoint | None = None
         self._error_number = 0
         self.attempts = 0
 
     def start_next(self) -> None:
-        """Try one endpoint more; with none left and none running, the race is lost."""
+        """Try one more endpoint; with none left and none running, the race is lost."""
+        if 0 < len(self._running) < _ATTEMPTS_AT_ONCE and not self._connector.extra_attempts:
+            # Other races hold all extra sockets: this one tries again at its next timer.
+            return
         for endpoint in self._left:
-            self.attempts += 1
             if len(self._running) == _ATTEMPTS_AT_ONCE:
-                self._give_up(self._running.pop(0), errno.ETIMEDOUT)
+                self._give_up(self._remove(self._running[0]), errno.ETIMEDOUT)
+            self.attempts += 1
             attempt = _Attempt(self, endpoint)
             try:
                 attempt.sock = self._connector.open(endpoint, attempt)
@@ -123,45 +136,57 @@ class Race:
                 if error.errno in EXHAUSTED:
                     break
             else:
-                self._running.append(attempt)
+                self._add(attempt)
                 return
         if not self._running:
-            self._waiter.unconnected(
-                _REASONS.get(self._error_number, Reason.CONNECT_UNREACHABLE), self._error_number
+            self._handler.unconnected(
+                _REASONS.get(self._error_number, Reason.CONNECT_UNREACHABLE),
+                self._error_number,
+                self._failed,
             )
 
     def time_out(self) -> None:
         """Give up: every endpoint that has not answered counts as failed."""
         while self._running:
-            self._give_up(self._running.pop(), errno.ETIMEDOUT)
-        self._waiter.unconnected(Reason.CONNECT_TIMEOUT, errno.ETIMEDOUT)
+            self._give_up(self._remove(self._running[-1]), errno.ETIMEDOUT)
+        self._handler.unconnected(Reason.CONNECT_TIMEOUT, errno.ETIMEDOUT, self._failed)
 
     def cancel(self) -> None:
-        """Give up every socket that is still connecting, or connected and not yet known to be.
+        """Close every socket of this race that is not handed over, with a RST.
 
-        A remote that has accepted already is told that nobody is there, not that all is said; and
-        a RST keeps no port in use (TIME-WAIT).
+        Not with a FIN: for a remote that has already accepted, this is no orderly end. A RST leaves
+        no TIME-WAIT either.
         """
-        for attempt in self._running:
+        while self._running:
+            attempt = self._remove(self._running[-1])
             reset_on_close(attempt.sock)
             self._connector.reactor.close(attempt.sock)
-        self._running.clear()
 
     def won(self, attempt: _Attempt, events: int) -> None:
         attempt.endpoint.mark_healthy()
-        self._running.remove(attempt)
+        self._remove(attempt)
         if self._running:
             self._demote_beaten(attempt)
             self.cancel()
-        self._waiter.connected(attempt.sock, attempt.endpoint, events)
+        self._handler.connected(attempt.sock, attempt.endpoint, events)
 
     def lost(self, attempt: _Attempt, error_number: int) -> None:
-        self._running.remove(attempt)
-        self._give_up(attempt, error_number)
+        self._give_up(self._remove(attempt), error_number)
         self.start_next()
 
+    def _add(self, attempt: _Attempt) -> None:
+        if self._running:
+            self._connector.extra_attempts -= 1
+        self._running.append(attempt)
+
+    def _remove(self, attempt: _Attempt) -> _Attempt:
+        self._running.remove(attempt)
+        if self._running:
+            self._connector.extra_attempts += 1
+        return attempt
+
     def _demote_beaten(self, winner: _Attempt) -> None:
-        """Send to the back who had its time and more of it than `winner`."""
+        """Demote attempts that began before `winner`, had a full delay, and did not answer."""
         now = monotonic()
         for attempt in self._running:
             before = attempt.started_at < winner.started_at
@@ -173,9 +198,9 @@ class Race:
         self._record_failure(attempt.endpoint, error_number)
 
     def _record_failure(self, endpoint: Endpoint, error_number: int) -> None:
-        self._error_number = error_number
+        self._failed, self._error_number = endpoint, error_number
         if error_number not in _BLAMELESS:
-            # Not the reactor's time: a timer may have found this out, long after its last batch.
+            # Not the reactor's time, which is old when a timer finds this out.
             endpoint.mark_failed(monotonic(), os.strerror(error_number))
 
 
@@ -194,8 +219,9 @@ class _Attempt:
     def ready(self, events: int) -> None:
         if events & ERROR:
             error_number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            # Reset since, it was connected; what it sent before its RST may wait to be read.
-            if error_number and error_number not in _RESET_SINCE:
+            # One that was reset after it connected has won: what the upstream sent before its RST
+            # may still be unread.
+            if error_number and error_number not in _CONNECTED_THEN_RESET:
                 self.race.lost(self, error_number)
                 return
         self.race.won(self, events)

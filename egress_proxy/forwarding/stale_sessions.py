@@ -1,25 +1,34 @@
-"""Sessions to addresses that their name no longer has, and their end after a time.
+"""Ends sessions that lead where no new session would lead, after a grace period.
 
-Only for an admin who asks for it (EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT): by default no change of DNS
-touches a session. A connection costs nothing here: sessions are looked through when a name has
-changed and when a timeout is over, and what is remembered is what they still connect to.
+A session becomes stale when DNS withdraws its address from its name, or when a reload removes or
+changes its destination. By default no stale session is ended; the administrator sets the grace
+period of each kind (EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT, EGRESS_DNS_PROXY_REMOVED_TIMEOUT).
+
+Sessions are walked only when something has changed and when a grace period is over, so that a
+connection costs nothing here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.events import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from egress_proxy.ip import Address
     from egress_proxy.relay.timer_wheel import Timer, Timers
 
 
 class Session(Protocol):
-    """A client's connection; `address` is the upstream's socket address, once there is one."""
+    """A client's connection. `address` is the upstream's socket address, once there is one;
+    `origin` identifies the destination that it came in for.
+    """
+
+    @property
+    def origin(self) -> Hashable: ...
 
     @property
     def host(self) -> Address | str: ...
@@ -30,33 +39,49 @@ class Session(Protocol):
     def abort(self, reason: Reason) -> None: ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GracePeriods:
+    """In seconds; 0 never ends a session. `connect_s` is how long a session may be connecting."""
+
+    withdrawn_s: float
+    removed_s: float
+    connect_s: float
+
+
 class StaleSessions:
-    """Ends sessions of `name` with a reset, `timeout_s` after their address was withdrawn.
+    """Ends the stale ones of `sessions`, each once its grace period is over.
 
     An address that comes back in time is as if it had never been away.
     """
 
     def __init__(
-        self,
-        name: str,
-        sessions: Callable[[], Iterable[Session]],
-        timeout_s: float,
-        loop: Timers,
+        self, sessions: Callable[[], Iterable[Session]], periods: GracePeriods, loop: Timers
     ) -> None:
-        self._name = name
         self._sessions = sessions
-        self._timeout_s = timeout_s
+        self._periods = periods
         self._loop = loop
-        self._current: frozenset[str] = frozenset()
-        self._changed_at = 0.0
-        self._since: dict[str, float] = {}
+        # The addresses of each name, and when they last changed.
+        self._names: dict[str, tuple[frozenset[str], float]] = {}
+        # Since when each withdrawn (name, address), and each removed origin, is stale.
+        self._withdrawn: dict[tuple[str, str], float] = {}
+        self._removed: dict[Hashable, float] = {}
         self._timer: Timer | None = None
 
-    def set_addresses(self, addresses: Sequence[Address]) -> None:
+    def set_addresses(self, name: str, addresses: Iterable[Address]) -> None:
         """`addresses` are the name's from now on."""
-        self._current = frozenset(map(str, addresses))
-        self._changed_at = self._loop.time()
-        self._look()
+        if self._periods.withdrawn_s:
+            self._names[name] = (frozenset(map(str, addresses)), self._loop.time())
+            self._look()
+
+    def forget_name(self, name: str) -> None:
+        """No destination has `name` any more: what ends its sessions is their removal."""
+        self._names.pop(name, None)
+
+    def remove(self, origin: Hashable) -> None:
+        """A reload has removed or changed the destination of `origin`."""
+        if self._periods.removed_s:
+            self._removed[origin] = self._loop.time()
+            self._look()
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -64,22 +89,47 @@ class StaleSessions:
             self._timer = None
 
     def _look(self) -> None:
+        """End what is due, and look again when the next one is."""
         self.stop()
         now = self._loop.time()
-        withdrawn: dict[str, list[Session]] = {}
+        withdrawn: dict[tuple[str, str], float] = {}
         for session in self._sessions():
-            if session.host == self._name and session.address is not None:
-                address = str(session.address[0])
-                if address not in self._current:
-                    withdrawn.setdefault(address, []).append(session)
-        # One that is seen for the first time was still connecting when the last change came.
-        self._since = {address: self._since.get(address, self._changed_at) for address in withdrawn}
-        for address, since in list(self._since.items()):
-            if now >= since + self._timeout_s:
-                del self._since[address]
-                for session in withdrawn[address]:
+            removed_at = self._removed.get(session.origin)
+            if removed_at is not None:
+                if now >= removed_at + self._periods.removed_s:
+                    session.abort(Reason.DRAINED)
+                continue
+            key = self._withdrawn_address(session)
+            if key is not None:
+                # One that is seen for the first time was still connecting at the last change.
+                since = self._withdrawn.get(key, self._names[key[0]][1])
+                withdrawn[key] = since
+                if now >= since + self._periods.withdrawn_s:
                     session.abort(Reason.WITHDRAWN)
-        # After each change once more, for those that are connecting now.
-        due = min(self._since.values(), default=self._changed_at) + self._timeout_s
-        if due > now:
-            self._timer = self._loop.call_at(due, self._look)
+        self._withdrawn = withdrawn
+        self._schedule_next_look(now)
+
+    def _withdrawn_address(self, session: Session) -> tuple[str, str] | None:
+        """The session's name and address, if the name no longer has the address."""
+        if session.address is None or not isinstance(session.host, str):
+            return None
+        address = str(session.address[0])
+        known = self._names.get(session.host)
+        return None if known is None or address in known[0] else (session.host, address)
+
+    def _schedule_next_look(self, now: float) -> None:
+        periods = self._periods
+        due = [since + periods.withdrawn_s for since in self._withdrawn.values()]
+        # Once more after each change, for sessions that are connecting now.
+        last_s = max(periods.withdrawn_s, periods.connect_s)
+        due += [changed_at + last_s for _, changed_at in self._names.values()]
+        # Removed destinations whose sessions have been ended are forgotten.
+        self._removed = {
+            origin: since
+            for origin, since in self._removed.items()
+            if since + periods.removed_s > now
+        }
+        due += [since + periods.removed_s for since in self._removed.values()]
+        upcoming = [at for at in due if at > now]
+        if upcoming:
+            self._timer = self._loop.call_at(min(upcoming), self._look)

@@ -26,8 +26,8 @@ PENALTY_S = 10.0
 class Endpoint:
     """One remote address and port.
 
-    It is at the back until `failed_until` (monotonic seconds), which is 0 when its last attempt
-    was a good one.
+    It is last in the rotation until `failed_until` (monotonic seconds), which is 0 after a
+    successful attempt.
     """
 
     __slots__ = ("_upstreams", "address", "failed_until", "family", "sockaddr")
@@ -40,7 +40,7 @@ class Endpoint:
         self._upstreams = upstreams
 
     def mark_failed(self, now: float, error: str, penalty_s: float = PENALTY_S) -> None:
-        """Go to the back; told when it did not stand there before."""
+        """Move to the end of the rotation for `penalty_s`; reported unless it is there already."""
         if not self.failed_until:
             self._upstreams.observer.observe(
                 UpstreamFailed(
@@ -61,6 +61,11 @@ class Endpoint:
                 )
             )
 
+    def begin_trial(self, now: float) -> None:
+        """When the penalty is over, let one client try this endpoint, and the others wait."""
+        if self.failed_until:
+            self.failed_until = now + PENALTY_S
+
 
 class Upstreams:
     """The endpoints of one destination, handed out in rotation.
@@ -76,13 +81,13 @@ class Upstreams:
         self._turn = 0
 
     def health(self) -> list[tuple[Address, bool]]:
-        """Each address, and whether it has not failed since it last answered."""
+        """Each address, and whether it is healthy: it has not failed since it last answered."""
         return [(entry.address, not entry.failed_until) for entry in self.endpoints]
 
     def replace(self, addresses: Iterable[Address]) -> None:
-        """Use `addresses` from now on; what is known of those that stay is kept.
+        """Use `addresses` from now on; the state of those that stay is kept.
 
-        The families alternate (RFC 8305 section 4), so that a broken one costs one attempt.
+        The families alternate (RFC 8305 section 4), so that a broken family costs one attempt.
         """
         known = {endpoint.address: endpoint for endpoint in self.endpoints}
         by_family: dict[int, list[Endpoint]] = {}
@@ -93,19 +98,16 @@ class Upstreams:
         self.endpoints = [endpoint for endpoint in chain.from_iterable(rows) if endpoint]
 
     def in_order(self, now: float) -> Sequence[Endpoint]:
-        """All endpoints for one more client: the next in turn first, lately failed ones last."""
+        """All endpoints for one more client: the next in turn first, those that failed last."""
         endpoints = self.endpoints
         if len(endpoints) < 2:  # noqa: PLR2004 - there is no order of one
             return endpoints
         healthy = [endpoint for endpoint in endpoints if endpoint.failed_until <= now]
-        # In turn among those that answer: the others would leave their turns to a neighbour.
+        # The rotation leaves failed endpoints out: their turns would all go to one neighbour.
         ring = healthy or endpoints
         self._turn = (self._turn + 1) % len(ring)
         order = ring[self._turn :] + ring[: self._turn]
         if len(order) < len(endpoints):
             order += [endpoint for endpoint in endpoints if endpoint.failed_until > now]
-        first = order[0]
-        if first.failed_until:
-            # On trial: until it answers this client, it stays at the back for the others.
-            first.failed_until = now + PENALTY_S
+        order[0].begin_trial(now)
         return order

@@ -4,12 +4,12 @@ The event loop sees a single readable descriptor; behind it, each socket is regi
 never modified, which is what makes a relayed byte cheap. asyncio (with uvloop) keeps running DNS,
 timers, signals and the admin port beside it.
 
-Whoever watches a socket is told of *changes* (epoll(7), edge-triggered): after "readable" it must
-read until the socket is drained, or ask to be called `again`. Two rules keep batches sound:
+A watcher is called for *changes* of its socket (epoll(7), edge-triggered): after "readable" it must
+read until the socket is drained, or ask to be called `again`. Two rules keep batches correct:
 
-- A socket is closed only after the batch, because the kernel may give its number to a new socket
-  while events of the old one are still waiting in the batch; until then nobody watches it.
-- A watcher that raises is told so with `fail` and nothing else suffers.
+- A socket is closed only after the batch: the kernel may give its descriptor to a new socket while
+  events of the old one still wait in the batch. Until then the socket has no watcher.
+- When a watcher raises, its `fail` is called and the other watchers go on.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ URGENT = select.EPOLLPRI
 
 _EDGES = IN | OUT | PEER_FINISHED | URGENT | select.EPOLLET
 
-# Events taken at once; the list for more would come from a slower part of malloc.
+# Events per epoll_wait(2); a longer list would come from a slower part of malloc.
 _BATCH = 64
-# How long batches may follow each other before the event loop has its turn, and how many events
-# make it worth while.
+# Batches may follow each other for this long before the event loop gets its turn; another batch is
+# worth while when the last one had at least _BUSY events.
 _BATCHES_S = 0.005
 _BUSY = 2
 
@@ -51,7 +51,7 @@ def reset_on_close(sock: socket.SocketType) -> None:
 
 
 class Watcher(Protocol):
-    """Takes the events of a socket."""
+    """Receives the events of one socket."""
 
     def ready(self, events: int) -> None: ...
 
@@ -59,33 +59,33 @@ class Watcher(Protocol):
         """End the connection in which `ready` raised."""
 
 
-class _Nobody:
-    """Watches sockets that are closed or unwatched, whose events may still wait in the batch."""
+class _NoWatcher:
+    """Ignores events of sockets that were closed or unwatched during the batch."""
 
     def ready(self, events: int) -> None: ...
 
     def fail(self) -> None: ...
 
 
-_NOBODY = _Nobody()
+_NO_WATCHER = _NoWatcher()
 
 
 class Reactor:
     """Dispatches events to watchers.
 
-    `now` is the time of the batch, in seconds of time.monotonic(). `report` is told of what a
-    watcher raises: a defect of this program, never a peer's doing.
+    `now` is the time of the batch, in seconds of time.monotonic(). `report` receives what a watcher
+    raises: a defect of this program, never something a peer can cause.
     """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, report: Callable[[Exception], None]
     ) -> None:
-        self._loop = loop
+        self.loop = loop
         self._report = report
         self._epoll = select.epoll()
-        # By descriptor.
+        # Indexed by descriptor.
         self._watchers: list[Watcher] = []
-        # Each is in it once, however often it asks.
+        # A dict, so that each is in it once and in order.
         self._again: dict[Watcher, None] = {}
         self._closing: list[socket.SocketType] = []
         self._in_batch = False
@@ -93,47 +93,50 @@ class Reactor:
         loop.add_reader(self._epoll.fileno(), self._run)
 
     def watch(self, sock: socket.SocketType, watcher: Watcher) -> None:
-        """Tell `watcher` of each change of `sock`, from now on; its present state is a change.
+        """Call `watcher` for each change of `sock`; its present state counts as the first change.
 
-        Raises `OSError` when epoll has no room for it (epoll_ctl(2)).
+        Raises `OSError` when epoll has no room for it (epoll_ctl(2): ENOSPC, ENOMEM).
         """
         self._register(sock, watcher, _EDGES)
 
     def watch_listener(self, sock: socket.SocketType, watcher: Watcher) -> None:
-        """Tell `watcher` as long as clients are waiting in the listening socket's backlog."""
+        """Call `watcher` as long as clients wait in the listening socket's backlog.
+
+        Raises `OSError` as `watch` does.
+        """
         self._register(sock, watcher, IN)
 
     def _register(self, sock: socket.SocketType, watcher: Watcher, events: int) -> None:
         fd, watchers = sock.fileno(), self._watchers
         while fd >= len(watchers):
-            watchers.append(_NOBODY)
+            watchers.append(_NO_WATCHER)
         self._epoll.register(fd, events)
         watchers[fd] = watcher
 
     def unwatch(self, sock: socket.SocketType) -> None:
         fd = sock.fileno()
-        self._watchers[fd] = _NOBODY
+        self._watchers[fd] = _NO_WATCHER
         self._epoll.unregister(fd)
 
     def pass_on(self, sock: socket.SocketType, watcher: Watcher) -> None:
-        """Tell another watcher from now on."""
+        """Call another watcher from now on."""
         self._watchers[sock.fileno()] = watcher
 
     def close(self, sock: socket.SocketType) -> None:
-        """Forget `sock`, and close it once this batch is done."""
-        self._watchers[sock.fileno()] = _NOBODY
+        """Stop watching `sock`, and close it once this batch is done."""
+        self._watchers[sock.fileno()] = _NO_WATCHER
         if not (self._in_batch or self._closing):
-            self._loop.call_soon(self._close_sockets)
+            self.loop.call_soon(self._close_sockets)
         self._closing.append(sock)
 
     def again(self, watcher: Watcher) -> None:
         """Call `watcher.ready(0)` after the other sockets have had their turn."""
         if not self._again:
-            self._loop.call_soon(self._run_again)
+            self.loop.call_soon(self._run_again)
         self._again[watcher] = None
 
     def stop(self) -> None:
-        self._loop.remove_reader(self._epoll.fileno())
+        self.loop.remove_reader(self._epoll.fileno())
         self._close_sockets()
         self._epoll.close()
 
@@ -147,8 +150,8 @@ class Reactor:
                 self._dispatch(batch)
                 if self._closing:
                     self._close_sockets()
-                # Under load, looking again is cheaper than a turn of the event loop, which looks
-                # too.
+                # Under load, another poll here is cheaper than a turn of the event loop, which
+                # polls as well.
                 if len(batch) < _BUSY or self.now > until:
                     return
         finally:

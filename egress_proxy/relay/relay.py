@@ -1,11 +1,24 @@
-"""The relay of one pair of sockets: both directions, and every ending as it happened.
+"""The relay of one pair of sockets: both directions, and every way in which it can end.
 
-How a direction ends:
+Each direction is a `Flow`. What a flow reports, and what the relay does about it:
 
-- The source's FIN, after everything before it, becomes a FIN to the sink; the other direction
-  goes on (RFC 9293 section 3.6). When both directions have finished, so has the relay.
-- A socket that breaks (RST, or no answer any more) gives up what is still for it; what it sent
-  before is delivered to the other side, acknowledged, and followed by a RST.
+================== ======================= ============================== =================
+the relay is       `finished`: the         `broken`: the source's RST     `abort(reason)`
+                   source's FIN, delivered has been read
+================== ======================= ============================== =================
+open               send a FIN to the sink; discard the opposite flow;     RST to both, end
+                   half-closed             wait for the sink's ACKs
+half-closed        close both, end as      the same                       RST to both, end
+                   `finished`
+waiting for ACKs   cannot be: the opposite by the same flow: ignored; by  RST to both, end
+                   flow is discarded       the other: RST to both, end    with the first
+                                           with the first cause           cause
+ended              cannot be               cannot be                      ignored
+================== ======================= ============================== =================
+
+A FIN passes on alone, and the other direction stays open (RFC 9293 section 3.6). A RST is passed on
+after everything that was sent before it, and only once the sink has acknowledged that: a RST makes
+both kernels drop what is still in flight. When the sink is broken too, no ACK will come.
 """
 
 from __future__ import annotations
@@ -14,7 +27,6 @@ import fcntl
 import socket
 import sys
 import termios
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.events import Reason
@@ -32,19 +44,10 @@ _FLUSH_POLL_S = 0.005
 _FLUSH_POLL_MAX_S = 0.25
 
 
-class Owner(Protocol):
-    """Whoever owns a relay; told once."""
+class RelayOwner(Protocol):
+    """Owns a relay; called exactly once, when the relay has ended."""
 
     def relay_ended(self, reason: Reason) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """What all relays share."""
-
-    loop: asyncio.AbstractEventLoop
-    reactor: Reactor
-    pipes: PipePool
 
 
 class Relay:
@@ -56,7 +59,6 @@ class Relay:
     __slots__ = (
         "_client",
         "_flush_timer",
-        "_loop",
         "_owner",
         "_resetting",
         "_upstream",
@@ -71,14 +73,14 @@ class Relay:
 
     def __init__(
         self,
-        engine: Engine,
+        reactor: Reactor,
+        pipes: PipePool,
         client: socket.SocketType,
         upstream: socket.SocketType,
-        owner: Owner,
+        owner: RelayOwner,
     ) -> None:
-        self.reactor = engine.reactor
-        self.pipes = engine.pipes
-        self._loop = engine.loop
+        self.reactor = reactor
+        self.pipes = pipes
         self._client = client
         self._upstream = upstream
         self._owner = owner
@@ -87,18 +89,18 @@ class Relay:
         self._flush_timer: asyncio.TimerHandle | None = None
         self.cause: Reason | None = None
         self.ended = False
-        self.touched = engine.reactor.now
+        self.touched = reactor.now
         self.up = Flow(self, client, upstream, Reason.CLIENT_RESET)
         self.down = Flow(self, upstream, client, Reason.UPSTREAM_RESET)
         self.up.opposite = self.down
         self.down.opposite = self.up
 
     def start(self, client_events: int, upstream_events: int) -> None:
-        """Take over both sockets, with the events that they have had so far."""
+        """Watch both sockets, beginning with the events that they have had so far."""
         self.reactor.pass_on(self._client, self.up)
         self.reactor.pass_on(self._upstream, self.down)
         self.up.ready(client_events)
-        # That an upstream can be written to is no news.
+        # Every connected upstream is writable.
         if upstream_events != OUT and not self.ended:
             self.down.ready(upstream_events)
 
@@ -108,7 +110,7 @@ class Relay:
         return not (self.up.open and self.down.open)
 
     def abort(self, reason: Reason) -> None:
-        """End both sides with a RST, now; a side that has broken before is the true reason."""
+        """Reset both sides now. When a side has broken before, that is the recorded reason."""
         if not self.ended:
             reset_on_close(self._client)
             reset_on_close(self._upstream)
@@ -128,11 +130,11 @@ class Relay:
 
     def broken(self, flow: Flow) -> None:
         if self._resetting is flow:
-            # The same RST, told by a send and by an event.
+            # The same RST, reported by a send and by an event.
             return
         flow.open = False
         self.cause = self.cause or flow.reset_reason
-        # Nothing can reach the source any more, so the sink's FIN is no end of it.
+        # Nothing can reach the source any more, so the sink's FIN no longer matters.
         flow.opposite.discard()
         if self._resetting is not None or flow.opposite.source_broken:
             # The other side has broken too: there is no ACK to wait for.
@@ -142,10 +144,9 @@ class Relay:
             self._reset_once_acknowledged(flow.sink, _FLUSH_POLL_S)
 
     def _reset_once_acknowledged(self, sink: socket.SocketType, delay_s: float) -> None:
-        # A RST makes both kernels drop what is under way, so it waits for the sink's ACKs. No
-        # event tells of them; the idle timer bounds the wait.
+        # No event reports ACKs, so this polls; the idle timeout bounds the wait.
         if unacknowledged(sink):
-            self._flush_timer = self._loop.call_later(
+            self._flush_timer = self.reactor.loop.call_later(
                 delay_s, self._reset_once_acknowledged, sink, min(2 * delay_s, _FLUSH_POLL_MAX_S)
             )
         else:

@@ -1,9 +1,8 @@
 """One coarse timer for all connections.
 
-A connection is in exactly one bucket, that of the tick at which it wants to be looked at next.
-Entering and leaving cost a set operation each, and a tick touches only the connections that are
-due: a hundred thousand idle ones cost nothing. A connection whose `due` raises is aborted, and the
-exception goes to the event loop's handler; the others do not notice.
+A member is in exactly one bucket: that of the tick at which it wants to be called next. Scheduling
+and cancelling cost one set operation each, and a tick touches only the members that are due: a
+hundred thousand idle connections cost nothing.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from egress_proxy.events import Reason
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# A fifth of the shortest delay there is, the 250 ms between two connection attempts.
+# A fifth of the shortest delay in use, the 250 ms between two connection attempts.
 TICK_S = 0.05
 
 
 class Timer(Protocol):
-    """A call that is to come."""
+    """A scheduled call."""
 
     def cancel(self) -> None: ...
 
@@ -36,29 +35,36 @@ class Timers(Protocol):
 
 
 class Scheduled(Protocol):
-    """What a wheel holds; `tick` belongs to the wheel."""
+    """A member of a wheel; `deadline_tick` belongs to the wheel."""
 
     deadline_tick: int
 
     def on_timer(self) -> None:
-        """The time has come; the wheel has let go of this."""
+        """The delay is over; the member is no longer scheduled."""
 
     def abort(self, reason: Reason) -> None:
         """End now."""
 
 
 class TimerWheel:
-    """Calls `due` of each member once its delay is over, up to one tick late."""
+    """Calls `on_timer` of each member once its delay is over, up to one tick late.
 
-    def __init__(self, loop: Timers, tick_s: float = TICK_S) -> None:
+    A member whose `on_timer` raises is aborted. `report` receives the exception, and what `abort`
+    may raise; the other members are not affected.
+    """
+
+    def __init__(
+        self, loop: Timers, report: Callable[[Exception], None], tick_s: float = TICK_S
+    ) -> None:
         self._loop = loop
+        self._report = report
         self._tick_s = tick_s
         self._buckets: dict[int, set[Scheduled]] = {}
         self._done = self._current()
         self._timer: Timer | None = None
 
     def __iter__(self) -> Iterator[Scheduled]:
-        """All members; a copy, so that they may leave meanwhile."""
+        """All members; a copy, so that members may be cancelled meanwhile."""
         return iter([member for bucket in self._buckets.values() for member in bucket])
 
     def schedule(self, member: Scheduled, delay_s: float) -> None:
@@ -77,7 +83,7 @@ class TimerWheel:
             bucket.add(member)
 
     def cancel(self, member: Scheduled) -> None:
-        """Forget `member`; one that is due at this moment may leave too."""
+        """Forget `member`, which may be the one whose `on_timer` runs now."""
         bucket = self._buckets.get(member.deadline_tick)
         if bucket is not None:
             bucket.discard(member)
@@ -97,23 +103,25 @@ class TimerWheel:
         self._timer = self._loop.call_at((self._done + 1) * self._tick_s, self._turn)
 
     def _turn(self) -> None:
-        defects: list[Exception] = []
         # At least the tick that the timer was for, whatever the division makes of its time:
         # 0.35 s / 0.05 s is 6.999….
         for tick in range(self._done + 1, max(self._done + 1, self._current()) + 1):
             self._done = tick
-            # One may make others leave, so the bucket stays in its place while it is emptied.
+            # A member may cancel others, so the bucket stays in the dict while it is drained.
             while bucket := self._buckets.get(tick):
-                member = bucket.pop()
-                try:
-                    member.on_timer()
-                except Exception as error:  # noqa: BLE001 - the others are due all the same
-                    member.abort(Reason.ERROR)
-                    defects.append(error)
+                self._call(bucket.pop())
             self._buckets.pop(tick, None)
         if self._buckets:
             self._arm()
         else:
             self._timer = None
-        if defects:
-            raise defects[0]
+
+    def _call(self, member: Scheduled) -> None:
+        try:
+            member.on_timer()
+        except Exception as error:  # noqa: BLE001 - a defect of one member is its own
+            self._report(error)
+            try:
+                member.abort(Reason.ERROR)
+            except Exception as another:  # noqa: BLE001 - as above
+                self._report(another)

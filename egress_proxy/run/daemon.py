@@ -1,9 +1,9 @@
 """`egress-proxy run`: puts the parts together, starts them, and ends them in order.
 
-Starting: addresses, ports and limits first, so that what can't work is told before anything
-listens; then names, all at once; a port listens as soon as it has an address to connect to.
+Start: addresses, ports and limits first, so that all problems are reported before anything listens;
+then names, all concurrently. A port listens as soon as it has an address to connect to.
 
-Ending: go on accepting for a moment while the cluster withdraws the endpoints, close the
+Drain: accept clients a little longer while the cluster withdraws the endpoints, close the
 listeners, let sessions finish, reset those that are left.
 """
 
@@ -32,8 +32,9 @@ from egress_proxy.events import (
     Observers,
     Reason,
 )
-from egress_proxy.forwarding.admission import Admission, maximum_connections, raise_descriptor_limit
-from egress_proxy.forwarding.connection import Plant
+from egress_proxy.forwarding.admission import Admission
+from egress_proxy.forwarding.data_plane import DataPlane
+from egress_proxy.forwarding.descriptors import raise_descriptor_limit, share_descriptors
 from egress_proxy.forwarding.health_checks import HealthChecks
 from egress_proxy.forwarding.race import Connector
 from egress_proxy.pod import addresses
@@ -45,12 +46,12 @@ from egress_proxy.pod.address_monitor import (
 )
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
-from egress_proxy.relay.relay import Engine
 from egress_proxy.relay.timer_wheel import TimerWheel
 from egress_proxy.run.admin_port import AdminPort
 from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.run.reload import Reload
 from egress_proxy.run.snapshot import Snapshot
+from egress_proxy.run.supervisor import Supervisor
 from egress_proxy.telemetry.counters import Counters
 
 if TYPE_CHECKING:
@@ -58,9 +59,10 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
+    from egress_proxy.forwarding.descriptors import DescriptorBudget
     from egress_proxy.pod.addresses import Interfaces
 
-# After SIGTERM clients still come until every node has heard that the pod is going.
+# After SIGTERM clients still come until every node knows that the pod is terminating.
 _WITHDRAWAL_S = 2.0
 
 
@@ -74,14 +76,14 @@ class Log(Observer, Protocol):
 
 
 class Shutdown:
-    """What the outside wants: `asked` to drain, or `forced` to end at once."""
+    """What the signals want: `requested` to drain, or `forced` to end at once."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
 
     def request(self) -> None:
-        """Drain; asked once more, end at once."""
+        """Drain; called a second time, end at once."""
         if self.requested.is_set():
             self.forced.set()
         self.requested.set()
@@ -112,20 +114,22 @@ class Daemon:
         self._listen = choose_listen_points(settings, inside)
         self._admin_port = AdminPort(settings.admin_listen, inside)
         self._descriptors = raise_descriptor_limit()
-        engine = Engine(
-            loop,
-            Reactor(
-                loop, lambda error: self._observer.observe(DaemonDefect.of(error, "connection"))
-            ),
-            PipePool(),
-        )
-        self._plant = Plant(
-            engine=engine,
-            wheel=TimerWheel(loop),
-            admission=Admission(loop, self._observer, self._maximum(settings.destinations)),
-            connector=Connector(engine.reactor, sources),
+        budget = self._budget(settings.destinations)
+
+        def report(error: Exception) -> None:
+            self._observer.observe(DaemonDefect.of(error, "connection"))
+
+        reactor = Reactor(loop, report)
+        self._data_plane = DataPlane(
+            reactor=reactor,
+            pipes=PipePool(budget.pipes),
+            wheel=TimerWheel(loop, report),
+            admission=Admission(loop, self._observer, budget.connections),
+            connector=Connector(reactor, sources, budget.extra_attempts),
             observer=self._observer,
         )
+        self._supervisor = Supervisor(loop, self._observer)
+        loop.set_exception_handler(self._supervisor.handle_loop_exception)
         self._resolver = Resolver(settings.nameservers, families_to_ask_for(sources, interfaces))
         self._address_monitor = AddressMonitor(loop, sources, self._observer)
         admin = settings.admin_listen
@@ -135,16 +139,17 @@ class Daemon:
         )
         self._table = DestinationTable(
             settings,
-            self._plant,
+            self._data_plane,
             self._address_monitor,
             self._listen,
             self._resolver.lookup,
-            policy,
+            policy=policy,
+            supervisor=self._supervisor,
         )
         self._address_monitor.on_change = lambda: self._table.reach(self._address_monitor.families)
         self._address_monitor.on_addresses_changed = self._table.set_own_addresses
         self._snapshot = Snapshot(
-            settings, self._plant.admission, self._address_monitor, self._table, counters, log
+            settings, self._data_plane.admission, self._address_monitor, self._table, counters, log
         )
         self._reload = Reload(
             self._read_destinations,
@@ -152,24 +157,20 @@ class Daemon:
             self._observer,
             environ.get(DESTINATION_FILE.name, "").strip(),
         )
-        self._tasks: list[asyncio.Task[None]] = []
 
     def reload(self) -> None:
         """Read the destinations again."""
-        self._reload.ask()
+        self._reload.request()
 
     def toggle_debug(self) -> None:
-        """Begin, or stop, to write a record for each connection and each answer."""
+        """Start or stop writing a record for each connection and each DNS answer."""
         self._log.debug = not self._log.debug
         self._table.record_source_port(wanted=self._log.debug)
         self._observer.observe(LogSwitched(debug=self._log.debug))
 
-    def _maximum(self, destinations: Sequence[Destination]) -> int:
-        return maximum_connections(
-            self._settings.max_connections,
-            self._descriptors,
-            len(destinations) * len(self._listen),
-        )
+    def _budget(self, destinations: Sequence[Destination]) -> DescriptorBudget:
+        listeners = len(destinations) * len(self._listen)
+        return share_descriptors(self._descriptors, listeners, self._settings.max_connections)
 
     def _read_destinations(self) -> Sequence[Destination]:
         return read_destinations(
@@ -179,10 +180,10 @@ class Daemon:
         )
 
     async def _change(self, destinations: Sequence[Destination]) -> ConfigReloaded:
-        maximum = self._maximum(destinations)
+        budget = self._budget(destinations)
         before = list(self._table.forwarders.values())
         changes = await self._table.change(destinations)
-        self._plant.admission.maximum = maximum
+        self._data_plane.admission.maximum = budget.connections
         self._snapshot.forget(before)
         return changes
 
@@ -199,7 +200,8 @@ class Daemon:
             await self._release()
 
     async def _start(self) -> None:
-        # First: what leads back to the pod is told with all else that can't work.
+        # First, so that destinations that lead back to the pod are reported together with all other
+        # problems.
         self._address_monitor.start()
         problems = self._admin_port.bind()
         self._table.deny_listeners(self._settings.destinations)
@@ -213,29 +215,28 @@ class Daemon:
         self._observer.observe(
             DaemonStarted(
                 version=__version__,
-                source=tuple(self._plant.connector.sources.values()),
+                source=tuple(self._data_plane.connector.sources.values()),
                 listen=tuple(dict.fromkeys(str(point.address) for point in self._listen)),
                 destinations=len(forwarders),
-                max_connections=self._plant.admission.maximum,
+                max_connections=self._data_plane.admission.maximum,
             )
         )
         self._table.open(forwarders)
         await self._admin_port.serve(self._snapshot.take)
-        self._tasks = [
-            asyncio.create_task(self._announce_ready(), name="announce ready"),
-            asyncio.create_task(self._reload.run(), name="reload"),
-            asyncio.create_task(
-                self._resolver.watch(self._table.refresh), name="watch resolv.conf"
-            ),
+        spawn = self._supervisor.spawn
+        self._until_drain = [
+            spawn("announce ready", self._announce_ready),
+            spawn("reload", self._reload.run),
         ]
+        spawn("watch resolv.conf", lambda: self._resolver.watch(self._table.refresh))
         if self._settings.health_interval_s:
             checks = HealthChecks(
-                self._plant.connector,
+                self._data_plane.connector,
                 lambda: (forwarder.upstreams for forwarder in self._table.forwarders.values()),
                 self._settings.health_interval_s,
             )
-            self._tasks.append(asyncio.create_task(checks.run(), name="check health"))
-        # What lives until the end need not be looked at by the garbage collector again.
+            spawn("check health", checks.run)
+        # What lives until the end need not be scanned by the garbage collector again.
         gc.collect()
         gc.freeze()
 
@@ -244,11 +245,11 @@ class Daemon:
         forwarders = self._table.forwarders.values()
         self._observer.observe(
             DaemonReady(
-                listeners=sum(forwarder.listening for forwarder in forwarders),
+                listeners=sum(forwarder.listener.state == "listening" for forwarder in forwarders),
                 unresolved=tuple(
                     forwarder.destination.port
                     for forwarder in forwarders
-                    if not forwarder.listening
+                    if forwarder.listener.state != "listening"
                 ),
                 startup_s=monotonic() - self._started_at,
             )
@@ -256,49 +257,46 @@ class Daemon:
 
     async def _drain(self, shutdown: Shutdown) -> None:
         timeout_s = self._settings.drain_timeout_s
-        admission = self._plant.admission
+        admission = self._data_plane.admission
         self._snapshot.draining = True
         self._observer.observe(DaemonDraining(connections=admission.active, timeout_s=timeout_s))
-        # 0. What was decided last holds: a reload would open ports again.
-        await self._end_tasks()
+        # 0. Stop reloading: it would reopen ports.
+        for task in self._until_drain:
+            task.cancel()
+        await asyncio.wait(self._until_drain)
         forced = asyncio.create_task(shutdown.forced.wait(), name="wait for a second signal")
-        # 1. Clients that have not heard yet are still served.
+        # 1. Serve clients that do not know yet.
         await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
-        # 2. No more clients.
+        # 2. Accept no more clients.
         self._table.close()
-        # 3. Sessions finish.
+        # 3. Let sessions finish.
         emptied = asyncio.create_task(admission.emptied(), name="wait for sessions")
         await asyncio.wait(
             {forced, emptied},
             timeout=max(timeout_s - _WITHDRAWAL_S, 0),
             return_when=asyncio.FIRST_COMPLETED,
         )
-        for task in (forced, emptied):
-            task.cancel()
+        forced.cancel()
+        emptied.cancel()
         await asyncio.gather(forced, emptied, return_exceptions=True)
-        # 4. The others are cut.
+        # 4. Reset the others.
         left = admission.active
         self._abort_connections()
         self._observer.observe(DaemonStopped(reset=left))
 
     def _abort_connections(self) -> None:
-        for connection in self._plant.wheel:
+        for connection in self._data_plane.wheel:
             connection.abort(Reason.DRAINED)
-
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _release(self) -> None:
         """Give everything back, in reverse; also after a start that failed half way."""
-        await self._end_tasks()
+        await self._supervisor.stop()
         await self._admin_port.stop()
         self._address_monitor.stop()
         await self._table.stop()
         await self._resolver.close()
         self._abort_connections()
-        self._plant.admission.stop()
-        self._plant.wheel.stop()
-        self._plant.engine.reactor.stop()
-        self._plant.engine.pipes.close()
+        self._data_plane.admission.stop()
+        self._data_plane.wheel.stop()
+        self._data_plane.reactor.stop()
+        self._data_plane.pipes.close()

@@ -1,22 +1,25 @@
 """Which destinations there are: a forwarder for each port, a refresher for each name.
 
-`change` puts other destinations in force, and is the whole of a reload: what can fail happens
-first (ports are taken, new names are asked for), and then everything switches at once. What stays
-the same is not touched: neither its listeners, nor its addresses, nor its connections.
+`change` is the whole of a reload. What can fail happens first and is undone as a whole
+(`_prepare`); then everything switches at once (`_switch`). What stays the same is not touched:
+neither its listener, nor its addresses, nor its connections. A port whose new name has not been
+looked up yet keeps its old destination until the answer is there; nothing else waits for that.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from egress_proxy.dns.refresher import NameRefresher
 from egress_proxy.errors import PlatformError, Problem
-from egress_proxy.events import ConfigReloaded, DestinationDenied, Reason
-from egress_proxy.forwarding.connection import Connection, Plant, SessionLimits
+from egress_proxy.events import ConfigReloaded, DestinationDenied
+from egress_proxy.forwarding.connection import Connection, SessionLimits
 from egress_proxy.forwarding.forwarder import Forwarder
-from egress_proxy.forwarding.stale_sessions import StaleSessions
+from egress_proxy.forwarding.listener import Listener
+from egress_proxy.forwarding.stale_sessions import GracePeriods, StaleSessions
 from egress_proxy.pod.preconditions import bind_problem, destination_problems
 from egress_proxy.run.reload import compare
 
@@ -27,29 +30,38 @@ if TYPE_CHECKING:
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
     from egress_proxy.dns.resolver import Lookup
+    from egress_proxy.forwarding.data_plane import DataPlane
     from egress_proxy.ip import Address
     from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.pod.addresses import ListenPoint
+    from egress_proxy.run.reload import Difference
+    from egress_proxy.run.supervisor import Supervisor
+
+# A changed port waits at most so long for the first answer of its new name: as long as one look-up
+# may take.
+_ANSWER_TIMEOUT_S = 10.0
 
 
 class DestinationTable:
     """All forwarders by port, and all refreshers by name."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it joins the parts that it is made of
         self,
         settings: Settings,
-        plant: Plant,
+        data_plane: DataPlane,
         address_monitor: AddressMonitor,
         listen: Sequence[ListenPoint],
         lookup: Lookup,
+        *,
         policy: AddressPolicy,
+        supervisor: Supervisor,
     ) -> None:
-        """Connect to nothing that `policy` has, the ports listened on by the table included."""
+        """Connect to nothing that `policy` denies, nor to the table's own listening ports."""
         self.forwarders: dict[int, Forwarder] = {}
         self.refreshers: dict[str, NameRefresher] = {}
         self._settings = settings
-        self._plant = plant
-        self._rules = SessionLimits(
+        self._data_plane = data_plane
+        self._limits = SessionLimits(
             allow_clients=settings.allow_clients,
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
@@ -61,29 +73,37 @@ class DestinationTable:
         self._lookup = lookup
         self._policy = policy
         self._fixed_ports = policy.listening
-        self._withdrawals: dict[str, StaleSessions] = {}
+        self._supervisor = supervisor
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._cuts: set[asyncio.TimerHandle] = set()
+        self._stale_sessions = StaleSessions(
+            self.connections,
+            GracePeriods(
+                withdrawn_s=settings.withdrawn_timeout_s,
+                removed_s=settings.removed_timeout_s,
+                connect_s=settings.connect_timeout_s,
+            ),
+            data_plane.reactor.loop,
+        )
 
     def bind(
         self, destinations: Iterable[Destination], changed: Iterable[Destination] = ()
     ) -> list[Forwarder]:
-        """A forwarder for each, which has its port but does not listen.
+        """A forwarder for each of `destinations`, which has its port but does not listen.
 
-        Raises `PlatformError` with all that stands in the way, of them and of `changed`, which
-        have their ports already; none is taken then.
+        Raises `PlatformError` with all problems, of them and of `changed`, which have their ports
+        already; no port is taken then.
         """
-        problems: list[Problem] = []
+        problems = [problem for entry in changed for problem in self._problems(entry)]
         bound = []
-        for destination in changed:
-            problems += self._obstacles(destination)
         for destination in destinations:
-            problems += self._obstacles(destination)
-            forwarder = Forwarder(self._plant, self._rules, destination)
-            bound.append(forwarder)
+            problems += self._problems(destination)
+            listener = Listener(
+                self._data_plane, destination.port, str(destination), _reset_at_once
+            )
+            bound.append(Forwarder(self._data_plane, self._limits, destination, listener))
             for point in self._listen:
                 try:
-                    forwarder.bind(point)
+                    listener.bind(point)
                 except OSError as error:
                     problems.append(
                         bind_problem(
@@ -100,8 +120,8 @@ class DestinationTable:
             raise PlatformError(*problems)
         return bound
 
-    def _obstacles(self, destination: Destination) -> list[Problem]:
-        sources = self._plant.connector.sources
+    def _problems(self, destination: Destination) -> list[Problem]:
+        sources = self._data_plane.connector.sources
         variable = self._settings.destinations_from
         return destination_problems(variable, destination, sources, self._policy)
 
@@ -115,10 +135,10 @@ class DestinationTable:
     def set_own_addresses(self, own: frozenset[Address]) -> None:
         """Connect to no listener of ours by any of `own`, the addresses that the pod has now."""
         self._policy = replace(self._policy, own=own)
-        self._judge()
+        self._reapply_policy()
 
-    def _judge(self) -> None:
-        """Let nobody connect any longer to what is denied now."""
+    def _reapply_policy(self) -> None:
+        """Stop using addresses that the policy denies now, and use those that it allows again."""
         for refresher in self.refreshers.values():
             refresher.policy = self._policy
             refresher.reapply_policy()
@@ -128,7 +148,7 @@ class DestinationTable:
                 continue
             reason = self._policy.why_denied(host, (forwarder.remote_port,))
             if reason and forwarder.addresses:
-                self._plant.observer.observe(
+                self._data_plane.observer.observe(
                     DestinationDenied(destination=forwarder.name, address=str(host), error=reason)
                 )
             forwarder.set_addresses(() if reason else (host,))
@@ -136,7 +156,7 @@ class DestinationTable:
     def open(self, forwarders: Iterable[Forwarder]) -> None:
         """Let each listen as soon as it has an address to connect to."""
         for forwarder in forwarders:
-            self.forwarders[forwarder.destination.port] = forwarder
+            self.forwarders[forwarder.port] = forwarder
             host = forwarder.destination.host
             forwarder.reach(self._address_monitor.families)
             if isinstance(host, str):
@@ -151,31 +171,18 @@ class DestinationTable:
         """
         present = {port: forwarder.destination for port, forwarder in self.forwarders.items()}
         difference = compare(present, destinations)
-        self.deny_listeners((*present.values(), *destinations))
-        try:
-            added = self.bind(difference.added, difference.changed)
-            try:
-                await self._ask(difference.added + difference.changed)
-            except BaseException:
-                for forwarder in added:
-                    forwarder.close()
-                raise
-        except BaseException:
-            self.deny_listeners(present.values())
-            raise
+        added = self._prepare(difference, (*present.values(), *destinations))
+        waiting = [
+            destination
+            for destination in difference.changed
+            if isinstance(destination.host, str)
+            and not self.refreshers[destination.host].asked.is_set()
+        ]
+        self._switch(added, difference, waiting)
+        await self._switch_when_answered(waiting)
         self.deny_listeners(destinations)
-        # From here on nothing waits and nothing fails.
-        for port in difference.removed:
-            self._dismiss(self.forwarders.pop(port))
-        for destination in difference.changed:
-            before = self.forwarders.pop(destination.port)
-            forwarder = Forwarder(self._plant, self._rules, destination)
-            self.open([forwarder])
-            forwarder.take_over(before)
-            self._dismiss(before)
-        self.open(added)
-        self._let_go_of_names()
-        self._judge()
+        self._drop_unused_names()
+        self._reapply_policy()
         return ConfigReloaded(
             added=tuple(destination.port for destination in difference.added),
             changed=tuple(destination.port for destination in difference.changed),
@@ -183,27 +190,98 @@ class DestinationTable:
             unchanged=difference.unchanged,
         )
 
+    def _prepare(self, difference: Difference, listening: Iterable[Destination]) -> list[Forwarder]:
+        """Take the ports of added destinations, and ask for new names; all of it or nothing.
+
+        Nothing connects to the ports of `listening`: those of before, and those to come.
+        """
+        with ExitStack() as undo:
+            undo.callback(self._restore_policy, self._policy)
+            self.deny_listeners(listening)
+            added = self.bind(difference.added, difference.changed)
+            for forwarder in added:
+                undo.callback(forwarder.close)
+            undo.callback(self._drop_unused_names)
+            for destination in difference.changed:
+                if isinstance(destination.host, str):
+                    self._refresher(destination.host)
+            undo.pop_all()
+        return added
+
+    def _restore_policy(self, policy: AddressPolicy) -> None:
+        # With the addresses of the pod that are known by now.
+        self._policy = replace(policy, own=self._policy.own)
+        self._reapply_policy()
+
+    def _switch(
+        self,
+        added: Sequence[Forwarder],
+        difference: Difference,
+        waiting: Sequence[Destination],
+    ) -> None:
+        """Put everything but `waiting` in force. Nothing here waits or fails."""
+        for port in difference.removed:
+            forwarder = self.forwarders.pop(port)
+            forwarder.close()
+            self._retire(forwarder)
+        for destination in difference.changed:
+            if destination not in waiting:
+                self._replace(destination)
+        self.open(added)
+
+    async def _switch_when_answered(self, waiting: Sequence[Destination]) -> None:
+        """Replace each destination as soon as its name has been looked up, or can't be in time."""
+        answers = {
+            asyncio.create_task(self.refreshers[str(entry.host)].asked.wait()): entry
+            for entry in waiting
+        }
+        try:
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                for answered in asyncio.as_completed(list(answers)):
+                    await answered
+                    for task in [task for task in answers if task.done()]:
+                        self._replace(answers.pop(task))
+        except TimeoutError:
+            for destination in answers.values():
+                self._replace(destination)
+        finally:
+            for task in answers:
+                task.cancel()
+
+    def _replace(self, destination: Destination) -> None:
+        """Forward the port of `destination` to it from now on; its listener stays open."""
+        before = self.forwarders[destination.port]
+        self._retire(before)
+        self.open([Forwarder(self._data_plane, self._limits, destination, before.listener)])
+
+    def _retire(self, forwarder: Forwarder) -> None:
+        """Tell `forwarder` no more addresses, and have its connections end in time."""
+        host = forwarder.destination.host
+        if isinstance(host, str):
+            self.refreshers[host].unsubscribe(forwarder)
+        self._stale_sessions.remove(forwarder.origin)
+
     def reach(self, families: frozenset[int]) -> None:
-        """Only addresses of `families` can be connected to from now on."""
+        """Connect only to addresses of `families` from now on."""
         for forwarder in self.forwarders.values():
             forwarder.reach(families)
 
     def record_source_port(self, *, wanted: bool) -> None:
         """Whether the records of connections from now on carry their source port."""
-        self._rules = replace(self._rules, record_source_port=wanted)
+        self._limits = replace(self._limits, record_source_port=wanted)
         for forwarder in self.forwarders.values():
-            forwarder.rules = self._rules
+            forwarder.origin.limits = self._limits
 
     def connections(self) -> Iterator[Connection]:
-        return (member for member in self._plant.wheel if isinstance(member, Connection))
+        return (member for member in self._data_plane.wheel if isinstance(member, Connection))
 
     def refresh(self) -> None:
-        """Ask for every name again: the name servers may be others now."""
+        """Look every name up again: the name servers may have changed."""
         for refresher in self.refreshers.values():
             refresher.refresh()
 
     async def asked(self) -> None:
-        """Wait until every name has been asked for once."""
+        """Wait until every name has been looked up once."""
         for refresher in list(self.refreshers.values()):
             await refresher.asked.wait()
 
@@ -214,10 +292,7 @@ class DestinationTable:
 
     async def stop(self) -> None:
         self.close()
-        for timer in self._cuts:
-            timer.cancel()
-        for withdrawals in self._withdrawals.values():
-            withdrawals.stop()
+        self._stale_sessions.stop()
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -226,54 +301,21 @@ class DestinationTable:
     def _refresher(self, name: str) -> NameRefresher:
         """The one refresher of `name`, however many ports lead to it; it asks from now on."""
         if name not in self.refreshers:
-            refresher = self.refreshers[name] = NameRefresher(
-                name,
-                self._lookup,
-                self._plant.observer,
-                self._policy,
-            )
-            self._tasks[name] = asyncio.create_task(refresher.run(), name=f"resolve {name}")
-            if timeout_s := self._settings.withdrawn_timeout_s:
-                withdrawals = StaleSessions(
-                    name, self.connections, timeout_s, asyncio.get_running_loop()
-                )
-                refresher.tell(withdrawals.set_addresses)
-                self._withdrawals[name] = withdrawals
+            refresher = NameRefresher(name, self._lookup, self._data_plane.observer, self._policy)
+            refresher.tell(lambda addresses: self._stale_sessions.set_addresses(name, addresses))
+            self.refreshers[name] = refresher
+            self._tasks[name] = self._supervisor.spawn(f"resolve {name}", refresher.run)
         return self.refreshers[name]
 
-    async def _ask(self, destinations: Iterable[Destination]) -> None:
-        """Wait until each name has been asked for: a changed port never waits for its answer."""
-        try:
-            for refresher in [
-                self._refresher(destination.host)
-                for destination in destinations
-                if isinstance(destination.host, str)
-            ]:
-                await refresher.asked.wait()
-        except BaseException:
-            self._let_go_of_names()
-            raise
-
-    def _let_go_of_names(self) -> None:
+    def _drop_unused_names(self) -> None:
         wanted = {forwarder.destination.host for forwarder in self.forwarders.values()}
         for name in self.refreshers.keys() - wanted:
-            del self.refreshers[name]
+            refresher = self.refreshers.pop(name)
             self._tasks.pop(name).cancel()
-            if name in self._withdrawals:
-                self._withdrawals.pop(name).stop()
+            self._stale_sessions.forget_name(name)
+            # Whoever waits for its first answer waits no longer.
+            refresher.asked.set()
 
-    def _dismiss(self, forwarder: Forwarder) -> None:
-        """Let `forwarder` take no more clients, and have its connections end in time."""
-        forwarder.close()
-        host = forwarder.destination.host
-        if isinstance(host, str):
-            self.refreshers[host].unsubscribe(forwarder)
-        if timeout_s := self._settings.removed_timeout_s:
-            loop = asyncio.get_running_loop()
-            self._cuts = {timer for timer in self._cuts if timer.when() > loop.time()}
-            self._cuts.add(loop.call_later(timeout_s, self._cut, forwarder))
 
-    def _cut(self, forwarder: Forwarder) -> None:
-        for connection in self.connections():
-            if connection.forwarder is forwarder:
-                connection.abort(Reason.DRAINED)
+def _reset_at_once(*_: object) -> None:
+    """Until its forwarder is there a listener is only bound, and has no clients."""

@@ -1,12 +1,15 @@
-"""When the destinations' file is to be read again, and what comes of it.
+"""When the destinations are read again, and what comes of it.
 
 A file is looked at every second (stat(2) through whatever symbolic links a ConfigMap volume swaps)
-and read once it has stopped changing: an editor or a copy that is half done must not take ports
-away. A file that is not there for a moment is nothing to speak of; one that stays away, or is
-wrong, is rejected once, and the destinations of before stay in force. SIGHUP reads at once.
+and read once it has stopped changing: a file that is half written must not take ports away. A file
+that is missing for a moment is ignored. SIGHUP reads at once.
+
+Destinations that are rejected change nothing. When the text is wrong, the next attempt waits for
+another text. When the pod is at fault, such as a port that another process has for a second, the
+same text is tried again with backoff.
 
 inotify is left out: it does not see a swap behind a link without watches on every directory of the
-way, and a kubelet takes a minute to update a volume in any case.
+path, and a kubelet takes a minute to update a volume in any case.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from egress_proxy.errors import EgressProxyError
-from egress_proxy.events import ConfigRejected, ConfigReloaded, Observer
+from egress_proxy.errors import EgressProxyError, PlatformError, Problem
+from egress_proxy.events import ConfigRejected, ConfigReloaded, DaemonDefect, Observer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from egress_proxy.config.destinations import Destination
 
 POLL_S = 1.0
+# Destinations that the pod can't take are tried again after so long, doubled each time.
+RETRY_FIRST_S = 1.0
+RETRY_LAST_S = 30.0
 
 # What stat(2) says of a file; None while there is none.
 Look = tuple[int, int, int, int] | None
@@ -65,7 +71,7 @@ def compare(before: Mapping[int, Destination], after: Iterable[Destination]) -> 
 
 
 class Reload:
-    """Reads with `read` and puts in force with `apply`; `path` is watched, if there is one."""
+    """Reads with `read` and applies with `apply`; `path` is watched, if there is one."""
 
     def __init__(
         self,
@@ -83,38 +89,65 @@ class Reload:
         self._path = path
         self._poll_s = poll_s
         self._look = look
-        self._asked = asyncio.Event()
-        # Before the file is read for the first time: what changes meanwhile is not missed.
+        self._requested = asyncio.Event()
+        # Before the file is read for the first time: a change meanwhile is not missed.
         self._in_force = look(path) if path else None
+        # Set while a reload that was rejected by the pod is to be tried again.
+        self._retry_at: float | None = None
+        self._retry_s = RETRY_FIRST_S
+        self._rejected: tuple[str, ...] = ()
 
-    def ask(self) -> None:
-        """Read again now, changed or not."""
-        self._asked.set()
+    def request(self) -> None:
+        """Read again, changed or not; what is requested twice within `poll_s` is done once."""
+        self._requested.set()
 
     async def run(self) -> None:
         """Reload whenever there is reason to; until cancelled."""
+        loop = asyncio.get_running_loop()
         seen = self._in_force
         while True:
-            asked = await self._pause()
+            requested = await self._wait()
             now = self._look(self._path) if self._path else None
             settled, seen = now == seen, now
-            if asked or (settled and now != self._in_force):
+            retry = self._retry_at is not None and loop.time() >= self._retry_at
+            if requested or retry or (settled and now != self._in_force):
                 self._in_force = now
                 await self._reload()
+                if requested:
+                    # A storm of signals is one more reload, not hundreds.
+                    await asyncio.sleep(self._poll_s)
 
-    async def _pause(self) -> bool:
-        """Wait for the next look; whether somebody asked for it."""
+    async def _wait(self) -> bool:
+        """Wait until it is time to look again; whether somebody requested it."""
+        timeout_s = self._poll_s if self._path or self._retry_at is not None else None
         try:
-            async with asyncio.timeout(self._poll_s if self._path else None):
-                await self._asked.wait()
+            async with asyncio.timeout(timeout_s):
+                await self._requested.wait()
         except TimeoutError:
             return False
-        self._asked.clear()
+        self._requested.clear()
         return True
 
     async def _reload(self) -> None:
+        self._retry_at = None
         try:
-            record: ConfigReloaded | ConfigRejected = await self._apply(self._read())
+            event = await self._apply(self._read())
+        except PlatformError as error:
+            self._retry_at = asyncio.get_running_loop().time() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, RETRY_LAST_S)
+            self._reject(error, again=True)
         except EgressProxyError as error:
-            record = ConfigRejected(problems=tuple(map(str, error.problems)))
-        self._observer.observe(record)
+            self._reject(error)
+        except Exception as error:  # noqa: BLE001 - the next reload must still happen
+            self._observer.observe(DaemonDefect.of(error, "reload"))
+            self._reject(EgressProxyError(Problem(reason=f"a defect: {error!r}")))
+        else:
+            self._retry_s, self._rejected = RETRY_FIRST_S, ()
+            self._observer.observe(event)
+
+    def _reject(self, error: EgressProxyError, *, again: bool = False) -> None:
+        problems = tuple(map(str, error.problems))
+        # A retry that is rejected for the same reason says nothing new.
+        if not (again and problems == self._rejected):
+            self._observer.observe(ConfigRejected(problems=problems))
+        self._rejected = problems

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.settings import Settings
     from egress_proxy.forwarding.admission import Admission
-    from egress_proxy.forwarding.connection import Listening
+    from egress_proxy.forwarding.connection import Origin
     from egress_proxy.forwarding.forwarder import Forwarder
     from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.run.destination_table import DestinationTable
@@ -103,21 +103,21 @@ class Snapshot:
 
     def _live(self) -> dict[Key, _Live]:
         # There may be many thousands: as little as can be is done for each.
-        by_forwarder: dict[Listening, _Live] = {}
+        by_origin: dict[Origin, _Live] = {}
         for connection in self._table.connections():
-            forwarder = connection.forwarder
-            live = by_forwarder.get(forwarder)
+            origin = connection.origin
+            live = by_origin.get(origin)
             if live is None:
-                live = by_forwarder[forwarder] = _Live()
+                live = by_origin[origin] = _Live()
             to_upstream, to_client = connection.moved
             live.active += 1
             live.established += connection.established
             live.to_upstream += to_upstream
             live.to_client += to_client
         found: dict[Key, _Live] = {}
-        for forwarder, live in by_forwarder.items():
+        for origin, live in by_origin.items():
             # Two may have one name: a destination that was changed, and changed back.
-            found.setdefault(_key(forwarder), _Live()).add(live)
+            found.setdefault(_key(origin), _Live()).add(live)
         return found
 
     def _destinations(self) -> tuple[status.Destination, ...]:
@@ -139,7 +139,7 @@ class Snapshot:
             destination=key[1],
             name=host if isinstance(host, str) else None,
             state=self._state(forwarder),
-            error=forwarder.listen_error if forwarder else "",
+            error=forwarder.listener.error if forwarder else "",
             upstreams=_upstreams(forwarder),
             upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
@@ -155,13 +155,14 @@ class Snapshot:
     def _state(self, forwarder: Forwarder | None) -> ListenerState:
         if forwarder is None:
             return "removed"
-        if not forwarder.listening:
-            return "failed" if forwarder.listen_error else "refusing"
-        return "listening" if self._admission.takes_clients(forwarder) else "paused"
+        listener = forwarder.listener
+        if listener.state != "listening":
+            return listener.state
+        return "listening" if self._admission.takes_clients(listener) else "paused"
 
 
-def _key(forwarder: Listening) -> Key:
-    return forwarder.destination.port, forwarder.name
+def _key(entry: Forwarder | Origin) -> Key:
+    return entry.destination.port, entry.name
 
 
 def _upstreams(forwarder: Forwarder | None) -> tuple[Upstream, ...]:

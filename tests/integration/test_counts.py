@@ -18,6 +18,7 @@ from egress_proxy.events import ConnectionClosed, Reason, UpstreamRecovered
 from egress_proxy.pod.address_monitor import AddressMonitor
 from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.run.snapshot import Snapshot
+from egress_proxy.run.supervisor import Supervisor
 from egress_proxy.telemetry.counters import Counters
 from egress_proxy.telemetry.metrics import exposition
 from tests.support.peers import Listener
@@ -36,21 +37,27 @@ class Board:
     """A snapshot of `rig`, and the records that went by."""
 
     def __init__(self, rig: Rig) -> None:
-        plant = rig.forwarder.plant
+        plane = rig.data_plane
         self.records: list[ConnectionClosed] = []
         self._counters = Counters()
-        self._inner = plant.observer
-        object.__setattr__(plant, "observer", self)
+        self._inner = plane.observer
+        object.__setattr__(plane, "observer", self)
         rig.forwarder.upstreams.observer = self
         settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"})
         loop = asyncio.get_running_loop()
         address_monitor = AddressMonitor(loop, {}, self)
         table = DestinationTable(
-            settings, plant, address_monitor, (), _no_answer, settings.address_policy
+            settings,
+            plane,
+            address_monitor,
+            (),
+            _no_answer,
+            policy=settings.address_policy,
+            supervisor=Supervisor(loop, self),
         )
         table.forwarders[0] = rig.forwarder
         self.snapshot = Snapshot(
-            settings, plant.admission, address_monitor, table, self._counters, _Log()
+            settings, plane.admission, address_monitor, table, self._counters, _Log()
         )
 
     def observe(self, record: Event) -> None:

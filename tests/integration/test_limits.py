@@ -146,7 +146,7 @@ async def test_what_an_upstream_socket_lacks_is_waited_for(number: int) -> None:
         client = rig.unconnected_client()
         client.sock.connect_ex(rig.address)
         assert await client.receive_all() == (b"", True)
-        assert not rig.admission.takes_clients(rig.forwarder)
+        assert not rig.admission.takes_clients(rig.port)
         # What one remote lacks is no matter of the others.
         assert rig.admission.paused is (number != errno.EADDRNOTAVAIL)
         await echo(*established)
@@ -168,7 +168,7 @@ async def test_what_a_client_lacks_is_waited_for(number: int) -> None:
 
     async with Rig() as rig:
         established = await rig.pair()
-        rig.forwarder.accept(cast("socket.SocketType", Lacking()))
+        rig.port.accept(cast("socket.SocketType", Lacking()))
         assert rig.admission.paused
         await echo(*established)
         await echo(*await rig.pair())

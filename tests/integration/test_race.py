@@ -137,7 +137,7 @@ async def test_checks_find_out_before_a_client_does() -> None:
     async with Rig() as rig:
         rig.forwarder.set_addresses((GOOD, REFUSING))
         checks = HealthChecks(
-            rig.forwarder.plant.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
+            rig.data_plane.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
         )
         running = asyncio.create_task(checks.run())
         try:
@@ -164,7 +164,7 @@ async def test_a_lone_address_is_not_checked() -> None:
     async with Rig() as rig:
         rig.forwarder.set_addresses((REFUSING,))
         checks = HealthChecks(
-            rig.forwarder.plant.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
+            rig.data_plane.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
         )
         running = asyncio.create_task(checks.run())
         await asyncio.wait({running}, timeout=0.1)

@@ -95,27 +95,31 @@ def test_too_few_descriptors_are_told_before_anything_listens() -> None:
 
 
 # With fewer than 5, Python itself does not start.
-@pytest.mark.parametrize("descriptors", [8, 12, 194])
+@pytest.mark.parametrize("descriptors", [8, 12, 51])
 def test_too_few_descriptors_for_anything_are_told_in_a_line(descriptors: int) -> None:
     with running(f"{free_port()} 127.0.0.1 9", descriptors=descriptors) as process:
         assert process.wait() == 1
         assert one_line(process) == (
-            f"the limit of open files is {descriptors}, 195 are needed; "
+            f"the limit of open files is {descriptors}, 52 are needed; "
             "raise the container's nofile limit (RLIMIT_NOFILE)"
         )
         assert process.records == []
 
 
-def test_just_enough_descriptors_serve_one_client(listener: socket.socket) -> None:
+@pytest.mark.parametrize(("descriptors", "clients"), [(52, 1), (100, 20)])
+def test_few_descriptors_serve_as_many_clients_as_they_allow(
+    listener: socket.socket, descriptors: int, clients: int
+) -> None:
     port = free_port()
     remote = listener.getsockname()[1]
-    with running(f"{port} 127.0.0.1 {remote}", descriptors=195) as process:
-        assert process.wait_for("daemon.started")["max_connections"] == 1
+    with running(f"{port} 127.0.0.1 {remote}", descriptors=descriptors) as process:
+        assert process.wait_for("daemon.started")["max_connections"] == clients
         process.wait_for("daemon.ready")
-        session = Session(port, listener)
-        assert session.works()
-        session.finish()
-        assert ended(process)["reason"] == "finished"
+        sessions = [Session(port, listener) for _ in range(clients)]
+        assert all(session.works() for session in sessions)
+        for session in sessions:
+            session.finish()
+            assert ended(process)["reason"] == "finished"
 
 
 def test_the_records_of_a_life(listener: socket.socket) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import IN, Reactor
-from egress_proxy.relay.relay import Engine, Relay
+from egress_proxy.relay.relay import Relay
 from tests.support.rig import Recorder, turns
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def test_bulk_moves_a_buffer_or_a_pipe_in_a_turn(cleanup: ExitStack) -> No
     reactor = Reactor(loop, recorder.report)
     cleanup.callback(reactor.stop)
     (sender, client), (upstream, receiver) = ends(cleanup), ends(cleanup)
-    relay = Relay(Engine(loop, reactor, pipes), client, upstream, Owner())
+    relay = Relay(reactor, pipes, client, upstream, Owner())
     amount = sender.send(bytes(PIPE))
     assert amount > 2 * BUFFER
     # By hand, so that every turn is seen.

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from egress_proxy.config.destinations import Destination
 from egress_proxy.events import ConnectionClosed, Event, Reason
 from egress_proxy.forwarding.admission import Admission
-from egress_proxy.forwarding.connection import Connection, Plant, SessionLimits
+from egress_proxy.forwarding.connection import Connection, SessionLimits
+from egress_proxy.forwarding.data_plane import DataPlane
 from egress_proxy.forwarding.forwarder import Forwarder
+from egress_proxy.forwarding.listener import Listener as PortListener
 from egress_proxy.forwarding.race import Connector
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor, Watcher
-from egress_proxy.relay.relay import Engine, Relay
 from egress_proxy.relay.timer_wheel import TimerWheel
 from tests.support.peers import BUFFER, Listener, Peer
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from egress_proxy.forwarding.upstreams import Endpoint
+    from egress_proxy.relay.relay import Relay
 
-RULES = SessionLimits(
+LIMITS = SessionLimits(
     allow_clients=(),
     connect_timeout_s=60.0,
     idle_timeout_s=60.0,
@@ -85,7 +87,7 @@ class Recorder:
 
 
 class Rig:
-    """A forwarder to `listener`, made with the rules that a test changes."""
+    """A forwarder to `listener`, made with the limits that a test changes."""
 
     def __init__(
         self,
@@ -95,33 +97,36 @@ class Rig:
         address: str = "127.0.0.1",
         connector: type[Connector] = SmallConnector,
         reactor: type[Reactor] = Reactor,
-        **rules: float,
+        **limits: float,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.recorder = Recorder()
         self.listener = Listener(address)
         self.reactor = reactor(loop, self.recorder.report)
         self.pipes = PipePool(pipes)
-        self.wheel = TimerWheel(loop, TICK_S)
+        self.wheel = TimerWheel(loop, self.recorder.report, TICK_S)
         self.admission = Admission(loop, self.recorder, maximum)
-        plant = Plant(
-            engine=Engine(loop, self.reactor, self.pipes),
+        self.data_plane = DataPlane(
+            reactor=self.reactor,
+            pipes=self.pipes,
             wheel=self.wheel,
             admission=self.admission,
             connector=connector(self.reactor, {}),
             observer=self.recorder,
         )
         host = ipaddress.ip_address(address)
+        self.port = port_listener = PortListener(self.data_plane, 0, "", lambda *_: None)
         self.forwarder = Forwarder(
-            plant,
-            replace(RULES, **cast("dict[str, Any]", rules)),
+            self.data_plane,
+            replace(LIMITS, **cast("dict[str, Any]", limits)),
             Destination(port=0, host=host, remote_port=self.listener.address[1], line=1),
+            port_listener,
         )
-        self.forwarder.bind(ListenPoint(host, ""))
-        for sock in self.forwarder._listeners:
+        port_listener.bind(ListenPoint(host, ""))
+        for sock in port_listener.sockets:
             shrink(sock)
         self.forwarder.set_addresses((host,))
-        self.address = self.forwarder.socket_addresses[0]
+        self.address = port_listener.addresses[0]
         self._peers: list[Peer] = []
 
     async def __aenter__(self) -> Self:

@@ -8,9 +8,8 @@ import os
 
 import pytest
 
-from egress_proxy.errors import PlatformError
 from egress_proxy.events import Event, ListenersPaused, ListenersResumed
-from egress_proxy.forwarding.admission import Admission, maximum_connections
+from egress_proxy.forwarding.admission import Admission
 from tests.support.manual_loop import ManualLoop, run_simulated
 
 MAXIMUM = 3
@@ -19,18 +18,19 @@ RESUMED = ListenersResumed(connections=2)
 
 
 class Gate:
-    """A listener: open or not, and never told twice the same."""
+    """A listener: open or not; it can't open while it is `lacking` what an errno says."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, lacking: int = 0) -> None:
         self.port = port
+        self.lacking = lacking
         self.open = False
 
     def pause(self) -> None:
-        assert self.open
         self.open = False
 
     def resume(self) -> None:
-        assert not self.open
+        if self.lacking:
+            raise OSError(self.lacking, "as if")
         self.open = True
 
 
@@ -220,47 +220,60 @@ def test_waiting_until_there_is_no_client(clients: int) -> None:
     run_simulated(drain())
 
 
-@pytest.mark.parametrize(
-    ("wanted", "descriptors", "listeners", "maximum"),
-    [
-        # 64 for the process, 128 for pipes, one a listener; two a connection.
-        (None, 1024, 2, 415),
-        (None, 1_048_576, 10, 524_187),
-        (None, 196, 2, 1),
-        (None, 197, 2, 1),
-        (1000, 1_048_576, 10, 1000),
-        (415, 1024, 2, 415),
-    ],
-)
-def test_how_many_connections_there_may_be(
-    wanted: int | None, descriptors: int, listeners: int, maximum: int
-) -> None:
-    assert maximum_connections(wanted, descriptors, listeners) == maximum
+def test_a_higher_maximum_opens_paused_listeners_at_once(hall: Hall) -> None:
+    hall.enter(MAXIMUM)
+    hall.admission.maximum = MAXIMUM + 1
+    assert hall.opened()
+    hall.enter(1)
+    assert not hall.opened()
 
 
-@pytest.mark.parametrize(
-    ("wanted", "descriptors", "told"),
-    [
-        (
-            None,
-            195,
-            (
-                "the limit of open files is 195, 196 are needed; "
-                "raise the container's nofile limit (RLIMIT_NOFILE)"
-            ),
-        ),
-        (
-            416,
-            1024,
-            (
-                "EGRESS_DNS_PROXY_MAX_CONNECTIONS: '416': "
-                "the limit of open files is 1024, 1026 are needed; "
-                "raise the container's nofile limit (RLIMIT_NOFILE)"
-            ),
-        ),
-    ],
-)
-def test_too_few_descriptors(wanted: int | None, descriptors: int, told: str) -> None:
-    with pytest.raises(PlatformError) as caught:
-        maximum_connections(wanted, descriptors, 2)
-    assert str(caught.value) == told
+def test_a_lower_maximum_holds_until_enough_clients_have_left(hall: Hall) -> None:
+    hall.enter(2)
+    hall.admission.maximum = 1
+    assert not hall.opened()
+    hall.leave(1)
+    assert not hall.opened()
+    hall.leave(1)
+    assert hall.opened()
+
+
+def test_a_lower_maximum_that_is_not_reached_changes_nothing(hall: Hall) -> None:
+    hall.enter(1)
+    hall.admission.maximum = 2
+    assert hall.opened()
+    assert hall.records == []
+
+
+def test_listeners_that_epoll_has_no_room_for_stay_paused_and_try_again(hall: Hall) -> None:
+    hall.enter(MAXIMUM)
+    hall.gates[1].lacking = errno.ENOSPC
+    hall.leave(1)
+    assert not hall.opened()
+    hall.loop.advance(10)
+    assert not hall.opened()
+    hall.gates[1].lacking = 0
+    hall.loop.advance(0.26)
+    assert hall.opened()
+    assert hall.loop.armed == 0
+
+
+def test_a_listener_that_epoll_has_no_room_for_at_its_opening_tries_again(hall: Hall) -> None:
+    third = Gate(8443, lacking=errno.ENOSPC)
+    hall.gates.append(third)
+    hall.admission.open(third)
+    assert not hall.opened()
+    third.lacking = 0
+    hall.loop.advance(0.26)
+    assert hall.opened()
+
+
+def test_a_listener_that_epoll_has_no_room_for_after_its_own_pause_tries_again(hall: Hall) -> None:
+    hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
+    hall.gates[0].lacking = errno.ENOSPC
+    hall.loop.advance(0.26)
+    assert not hall.opened()
+    hall.gates[0].lacking = 0
+    hall.loop.advance(0.26)
+    assert hall.opened()
+    assert hall.loop.armed == 0

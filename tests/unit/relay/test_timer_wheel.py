@@ -36,6 +36,10 @@ class Member:
         self.aborted.append(reason)
 
 
+def fail(error: Exception) -> None:
+    raise AssertionError from error
+
+
 @pytest.fixture
 def loop() -> ManualLoop:
     # Not on a tick, as no start of a process is.
@@ -44,13 +48,13 @@ def loop() -> ManualLoop:
 
 @pytest.fixture
 def wheel(loop: ManualLoop) -> TimerWheel:
-    return TimerWheel(loop)
+    return TimerWheel(loop, fail)
 
 
 @given(delays=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5)), min_size=1, max_size=20))
 def test_everyone_is_due_within_a_tick_of_the_time(delays: list[tuple[float, float]]) -> None:
     loop = ManualLoop(now=1000.1)
-    wheel = TimerWheel(loop)
+    wheel = TimerWheel(loop, fail)
     expected = []
     for delay_s, pause_s in delays:
         member = Member(loop)
@@ -175,20 +179,32 @@ def test_the_wheel_may_be_stopped_by_one_that_is_due(loop: ManualLoop, wheel: Ti
     assert loop.armed == 0
 
 
-def test_a_defect_of_one_member_ends_it_alone(loop: ManualLoop, wheel: TimerWheel) -> None:
-    defect = LookupError("a defect")
+def raise_defect() -> None:
+    raise LookupError("a defect")
 
-    def go_wrong() -> None:
-        raise defect
 
-    broken = Member(loop, go_wrong)
+class Stubborn(Member):
+    """Its end raises too."""
+
+    def abort(self, reason: Reason) -> None:
+        super().abort(reason)
+        raise_defect()
+
+
+@pytest.mark.parametrize(("kind", "defects"), [(Member, 1), (Stubborn, 2)])
+def test_a_defect_of_one_member_ends_it_alone(
+    loop: ManualLoop, kind: type[Member], defects: int
+) -> None:
+    reported: list[Exception] = []
+    wheel = TimerWheel(loop, reported.append)
+    broken = kind(loop, raise_defect)
     others = [Member(loop) for _ in range(5)]
     for member in (*others, broken):
         wheel.schedule(member, 1.0)
     later = Member(loop)
     wheel.schedule(later, 3.0)
     loop.advance(5)
+    assert [str(error) for error in reported] == ["a defect"] * defects
     assert broken.aborted == [Reason.ERROR]
-    assert loop.errors == [defect]
-    assert [len(member.due_at) for member in (*others, later)] == [1] * 6
-    assert [member.aborted for member in (*others, later)] == [[]] * 6
+    assert all(len(member.due_at) == 1 for member in (*others, later))
+    assert loop.armed == 0
