@@ -46,10 +46,12 @@ class Forwarder:
         limits: SessionLimits,
         destination: Destination,
         listener: Listener,
+        families: Container[int] = _FAMILIES,
     ) -> None:
         """Take `listener` over from an earlier forwarder of its port, if it had one.
 
-        No client is refused by that: those in the backlog come here.
+        Its clients come here, those in the backlog included. It stays open or closed as it is
+        until the first `set_addresses`.
         """
         self.destination = destination
         self.name = str(destination)
@@ -63,7 +65,7 @@ class Forwarder:
             gate=listener,
         )
         self.addresses: tuple[Address, ...] = ()
-        self._families: Container[int] = _FAMILIES
+        self._families = families
         listener.destination = self.name
         listener.on_client = self.serve
 

@@ -8,7 +8,6 @@ another process of the pod that sets SO_REUSEADDR can bind and listen on it too.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -70,6 +69,7 @@ class Listener:
         self.error = ""
         self._data_plane = data_plane
         self._sockets: list[socket.SocketType] = []
+        self._listening: list[socket.SocketType] = []
         self._watched: list[socket.SocketType] = []
         self._retry: Timer | None = None
         self._retry_s = _RETRY_FIRST_S
@@ -164,6 +164,7 @@ class Listener:
                 self._stop_listening()
                 self._failed(sock, error)
                 return
+            self._listening.append(sock)
         self.state, self.error, self._retry_s = "listening", "", _RETRY_FIRST_S
         self._data_plane.admission.open(self)
         self._data_plane.observer.observe(
@@ -201,11 +202,11 @@ class Listener:
         return was_listening
 
     def _stop_listening(self) -> None:
-        for sock in self._sockets:
-            # Linux: the socket stays bound, and no longer listens (inet_shutdown in net/ipv4).
-            # ENOTCONN: it did not listen.
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RD)
+        # Linux: the socket stays bound, and no longer listens. Only one that does listen: any other
+        # would hand its shutdown on to the connections that it accepts later (inet_shutdown in
+        # net/ipv4/af_inet.c).
+        while self._listening:
+            self._listening.pop().shutdown(socket.SHUT_RD)
 
 
 class _Acceptor:

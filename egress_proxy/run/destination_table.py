@@ -100,7 +100,7 @@ class DestinationTable:
             listener = Listener(
                 self._data_plane, destination.port, str(destination), _reset_at_once
             )
-            bound.append(Forwarder(self._data_plane, self._limits, destination, listener))
+            bound.append(self._forwarder(destination, listener))
             for point in self._listen:
                 try:
                     listener.bind(point)
@@ -119,6 +119,10 @@ class DestinationTable:
                 forwarder.close()
             raise PlatformError(*problems)
         return bound
+
+    def _forwarder(self, destination: Destination, listener: Listener) -> Forwarder:
+        families = self._address_monitor.families
+        return Forwarder(self._data_plane, self._limits, destination, listener, families)
 
     def _problems(self, destination: Destination) -> list[Problem]:
         sources = self._data_plane.connector.sources
@@ -158,9 +162,10 @@ class DestinationTable:
         for forwarder in forwarders:
             self.forwarders[forwarder.port] = forwarder
             host = forwarder.destination.host
-            forwarder.reach(self._address_monitor.families)
             if isinstance(host, str):
-                self._refresher(host).subscribe(forwarder)
+                refresher = self._refresher(host)
+                forwarder.set_addresses(refresher.addresses)
+                refresher.subscribe(forwarder)
             else:
                 forwarder.set_addresses((host,))
 
@@ -252,7 +257,7 @@ class DestinationTable:
         """Forward the port of `destination` to it from now on; its listener stays open."""
         before = self.forwarders[destination.port]
         self._retire(before)
-        self.open([Forwarder(self._data_plane, self._limits, destination, before.listener)])
+        self.open([self._forwarder(destination, before.listener)])
 
     def _retire(self, forwarder: Forwarder) -> None:
         """Tell `forwarder` no more addresses, and have its connections end in time."""
