@@ -40,7 +40,7 @@ OWNERS = {
     "psutil": {"pod.addresses"},
     "idna": {"config.destinations"},
     "prometheus_client": {"telemetry.metrics"},
-    "h11": {"telemetry.admin"},
+    "h11": {"telemetry.admin", "hold.http"},
 }
 
 
