@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 _GROUPS = 0x1 | 0x10 | 0x100
-# What is said is not read, only that something is; a longer message is cut.
+# Only the fact that a message came is used; a longer one is cut.
 _MESSAGE = 4096
+# When reading the state fails, it is read again after so long.
+_RETRY_S = 1.0
 
 
 def read_interface_state() -> tuple[Interfaces, frozenset[str]]:
@@ -63,6 +65,7 @@ class AddressMonitor:
         self._problems = dict.fromkeys(sources.values(), "")
         self._own: frozenset[Address] = frozenset()
         self._events: socket.socket | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self.on_change: Callable[[], None] | None = None
         self.on_addresses_changed: Callable[[frozenset[Address]], None] | None = None
 
@@ -95,6 +98,9 @@ class AddressMonitor:
             self._loop.remove_reader(self._events.fileno())
             self._events.close()
             self._events = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _changed(self, events: socket.socket) -> None:
         try:
@@ -103,12 +109,22 @@ class AddressMonitor:
         except BlockingIOError:
             pass
         except OSError:
-            # ENOBUFS: messages were lost. Looking makes up for them.
+            # ENOBUFS: messages were lost. Reading the state makes up for them.
             pass
-        self.refresh()
+        self._refresh_or_retry()
+
+    def _refresh_or_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        try:
+            self.refresh()
+        except OSError:
+            # Out of descriptors, say. No further message may come, so a timer tries again.
+            self._retry = self._loop.call_later(_RETRY_S, self._refresh_or_retry)
 
     def refresh(self) -> None:
-        """ReadState, and tell what is different."""
+        """Read the state and report what has changed. Raises `OSError` when reading fails."""
         interfaces, down = self._read()
         own = frozenset(chain.from_iterable(interfaces.values()))
         if own != self._own:

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 # After SIGTERM clients still come until every node knows that the pod is terminating.
 _WITHDRAWAL_S = 2.0
+# Two SIGUSR1 within so long are one.
+_ONE_SIGNAL_S = 0.25
 
 
 class Log(Observer, Protocol):
@@ -101,6 +103,7 @@ class Daemon:
         """
         loop = asyncio.get_running_loop()
         self._started_at = monotonic()
+        self._toggled_at = 0.0
         self._settings = settings
         self._environ = environ
         self._log = log
@@ -163,7 +166,14 @@ class Daemon:
         self._reload.request()
 
     def toggle_debug(self) -> None:
-        """Start or stop writing a record for each connection and each DNS answer."""
+        """Start or stop writing a record for each connection and each DNS answer.
+
+        Signals in quick succession are one, as the kernel itself treats pending ones (signal(7)).
+        """
+        now = monotonic()
+        if now - self._toggled_at < _ONE_SIGNAL_S:
+            return
+        self._toggled_at = now
         self._log.debug = not self._log.debug
         self._table.record_source_port(wanted=self._log.debug)
         self._observer.observe(LogSwitched(debug=self._log.debug))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import pytest
 
 from egress_proxy.events import Event, SourceLost, SourceRestored
 from egress_proxy.pod.address_monitor import AddressMonitor
+from tests.support.manual_loop import run_simulated
 
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
@@ -113,3 +115,25 @@ def test_every_address_of_the_pod_is_told_when_it_comes_and_goes(sources: dict[i
     del around.interfaces["net2"]
     address_monitor.refresh()
     assert told == [{V4, V6}, {V4, V6, "192.0.2.77"}, {V4, V6}]
+
+
+def test_a_state_that_can_not_be_read_is_read_again_without_another_message() -> None:
+    around = Surroundings()
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+
+    def look() -> tuple[Interfaces, frozenset[str]]:
+        if failures:
+            raise failures.pop()
+        return around.look()
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        monitor = AddressMonitor(loop, {socket.AF_INET: V4}, around, look)
+        around.interfaces.clear()
+        monitor._refresh_or_retry()
+        assert monitor.families == {socket.AF_INET}
+        await asyncio.sleep(1.1)
+        assert monitor.families == frozenset()
+        monitor.stop()
+
+    run_simulated(scenario())
