@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.dns import Name
 from tests.support.peers import reset
-from tests.support.standalone import ANSWER_S, Session, ended, free_port, reset_by_peer, running
+from tests.support.session import Session
+from tests.support.standalone import ANSWER_S, ended, free_port, reset_by_peer, running
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -34,7 +35,7 @@ def test_draining_while_a_name_is_asked_for_again(
     destination = f"{port} {name} {listener.getsockname()[1]}"
     with running(destination, dns, DRAIN_TIMEOUT="0.2s") as process:
         process.wait_for("listener.opened")
-        session = Session(port, listener)
+        session = Session.on_loopback(port, listener)
         cleanup.callback(session.close)
         dns.hold(name)
         # A client who finds nobody there makes the name be asked for before its time.
@@ -59,18 +60,18 @@ def test_draining_serves_clients_a_moment_longer_and_lets_sessions_finish(
     port = free_port()
     with running(f"{port} 127.0.0.1 {listener.getsockname()[1]}") as process:
         process.wait_for("daemon.ready")
-        early = Session(port, listener)
+        early = Session.on_loopback(port, listener)
         process.terminate()
         assert process.wait_for("daemon.draining")["connections"] == 1
-        late = Session(port, listener)
-        assert early.works()
-        assert late.works()
+        late = Session.on_loopback(port, listener)
+        early.round_trip()
+        late.round_trip()
         late.finish()
         assert ended(process)["reason"] == "finished"
         process.wait_for("listener.closed", listener=port)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), ANSWER_S)
-        assert early.works()
+        early.round_trip()
         early.finish()
         assert process.wait() == 0
         assert process.wait_for("daemon.stopped")["reset"] == 0
@@ -83,7 +84,7 @@ def test_what_is_left_is_reset(listener: socket.socket, why: str) -> None:
     remote = listener.getsockname()[1]
     with running(f"{port} 127.0.0.1 {remote}", DRAIN_TIMEOUT=timeout) as process:
         process.wait_for("daemon.ready")
-        session = Session(port, listener)
+        session = Session.on_loopback(port, listener)
         process.terminate()
         process.wait_for("daemon.draining")
         if why == "a second signal":
@@ -120,7 +121,7 @@ def test_draining_with_a_reader_that_does_not_read(
     remote = listener.getsockname()[1]
     with running(f"{port} 127.0.0.1 {remote}", DRAIN_TIMEOUT="0.2s") as process:
         process.wait_for("daemon.ready")
-        session = Session(port, listener)
+        session = Session.on_loopback(port, listener)
         cleanup.callback(session.close)
         session.client.settimeout(0.5)
         with pytest.raises(TimeoutError):
@@ -139,13 +140,13 @@ def test_draining_while_a_reset_waits_for_acknowledgements(
     remote = listener.getsockname()[1]
     with running(f"{port} 127.0.0.1 {remote}", DRAIN_TIMEOUT="0.2s") as process:
         process.wait_for("daemon.ready")
-        session, other = Session(port, listener), Session(port, listener)
+        session, other = Session.on_loopback(port, listener), Session.on_loopback(port, listener)
         cleanup.callback(session.close)
         cleanup.callback(other.close)
         session.client.sendall(octets)
         reset(session.client)
         # Served after what came before it.
-        assert other.works()
+        other.round_trip()
         process.terminate()
         assert process.wait_for("daemon.draining")["connections"] == 2
         assert process.wait() == 0

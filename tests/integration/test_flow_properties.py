@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,16 +16,11 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from egress_proxy.events import Reason
+from tests.support.random_end import End, check
 from tests.support.rig import Rig, turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.support.peers import Peer
-
-# The octet at position n of a stream is NOISE[n % len(NOISE)], so that a lost or doubled one shows.
-NOISE = random.Random(0).randbytes((1 << 20) + 7)  # noqa: S311 - test data
-NOISE_TWICE = memoryview(NOISE * 2)
 
 SIZES = st.one_of(st.integers(1, 200), st.integers(1, 1 << 17), st.integers(1 << 17, 1 << 20))
 STEPS = st.tuples(
@@ -43,113 +36,67 @@ STEPS = st.tuples(
 )
 
 
-@dataclass
-class Side:
-    """One end and what the model knows of it."""
+async def act(end: End, action: str, amount: int) -> None:
+    """Take one step, and let the proxy see it."""
+    if action == "pause":
+        await turns(amount)
+    elif action == "trickle":
+        for _ in range(amount):
+            end.act("write", 1 + amount % 3)
+            await turns()
+    else:
+        end.act(action, amount)
+    await turns()
 
-    peer: Peer
-    sent: int = 0
-    received: bytearray = field(default_factory=bytearray)
-    finished: bool = False
-    gone: bool = False
 
-    async def act(self, action: str, amount: int) -> None:
-        """Do one step, as far as it can be done without waiting."""
-        if self.gone:
-            return
-        if action == "pause":
-            await turns(amount)
-        elif action == "read":
-            self.read(amount)
-        elif action == "reset":
-            self.gone = True
-            self.peer.reset()
-        elif not self.finished:
-            await self.write(action, amount)
+async def read_to_the_end(*ends: End) -> None:
+    # A list: each reads on, also after one that has not finished.
+    while not all([end.read_on() for end in ends]):  # noqa: C419 - see above
         await turns()
-
-    async def write(self, action: str, amount: int) -> None:
-        try:
-            if action == "finish":
-                self.finished = True
-                self.peer.finish()
-            elif action == "write":
-                self.send(amount)
-            else:
-                for _ in range(amount):
-                    self.send(1 + amount % 3)
-                    await turns()
-        except OSError:
-            self.gone = True
-
-    def send(self, amount: int) -> None:
-        start = self.sent % len(NOISE)
-        self.sent += self.peer.send_what_fits(NOISE_TWICE[start : start + amount])
-
-    def read(self, amount: int) -> None:
-        try:
-            self.received += self.peer.sock.recv(amount)
-        except BlockingIOError:
-            pass
-        except ConnectionResetError:
-            self.gone = True
-
-    async def read_to_the_end(self) -> bool:
-        """Whether the stream ended with a reset."""
-        octets, was_reset = await self.peer.receive_all()
-        self.received += octets
-        return was_reset
-
-
-def sent_octets(side: Side) -> bytes:
-    return (NOISE * (side.sent // len(NOISE) + 1))[: side.sent]
 
 
 async def live(script: list[tuple[str, tuple[str, int]]], pipes: int) -> None:
     async with Rig(pipes=pipes) as rig:
-        client_peer, upstream_peer = await rig.pair()
+        client, upstream = (End(peer.sock) for peer in await rig.pair())
         while rig.relay is None:
             await turns()
-        sides = {"client": Side(client_peer), "upstream": Side(upstream_peer)}
+        ends = {"client": client, "upstream": upstream}
         resetter = ""
         for name, (action, amount) in script:
-            if action == "reset" and (resetter or sides[name].gone):
-                continue
             if action == "reset":
+                if resetter or ends[name].ending == "reset":
+                    continue
                 resetter = name
-            await sides[name].act(action, amount)
-        client, upstream = sides["client"], sides["upstream"]
+            await act(ends[name], action, amount)
         if resetter:
-            await check_reset(rig, sides, resetter)
+            other = ends["upstream" if resetter == "client" else "client"]
+            await check_reset(rig, ends[resetter], other)
         else:
-            for side in sides.values():
-                if not side.finished:
-                    side.finished = True
-                    side.peer.finish()
-            resets = await asyncio.gather(client.read_to_the_end(), upstream.read_to_the_end())
-            assert not any(resets)
+            for end in ends.values():
+                end.act("finish")
+            await read_to_the_end(client, upstream)
             (record,) = await rig.recorder.wait_closed()
-            assert bytes(upstream.received) == sent_octets(client)
-            assert bytes(client.received) == sent_octets(upstream)
+            assert client.ending == upstream.ending == "finished"
+            check(client, upstream)
+            check(upstream, client)
             assert record.reason is Reason.FINISHED
             assert record.bytes_to_upstream == client.sent
             assert record.bytes_to_client == upstream.sent
             event("finished")
 
 
-async def check_reset(rig: Rig, sides: dict[str, Side], resetter: str) -> None:
+async def check_reset(rig: Rig, resetter: End, other: End) -> None:
     """The other side gets a piece of what was sent from its start, in order, and the end."""
-    other = sides["upstream" if resetter == "client" else "client"]
-    was_reset = other.gone or await other.read_to_the_end()
+    await read_to_the_end(other)
     (record,) = await rig.recorder.wait_closed()
-    assert sent_octets(sides[resetter]).startswith(bytes(other.received))
+    check(resetter, other)
     if record.reason is Reason.FINISHED:
         # Both FINs were through before the RST could matter.
         assert other.finished
         event("finished before the reset")
     else:
         assert record.reason in {Reason.CLIENT_RESET, Reason.UPSTREAM_RESET}
-        assert was_reset or sides[resetter].finished
+        assert other.ending == "reset" or resetter.finished
         event("reset")
 
 

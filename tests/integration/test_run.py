@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.dns import Name
+from tests.support.session import Session
 from tests.support.standalone import (
     ANSWER_S,
-    Session,
     ended,
     free_port,
     reset_by_peer,
@@ -35,7 +35,7 @@ def test_a_name_that_comes_late_opens_its_port(listener: socket.socket, dns: Dns
     remote = listener.getsockname()[1]
     with running(f"{port} late.example.com {remote}\n{other} 127.0.0.1 {remote}", dns) as process:
         assert process.wait_for("daemon.ready")["unresolved"] == [port]
-        Session(other, listener).finish()
+        Session.on_loopback(other, listener).finish()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port), ANSWER_S)
         # The next question comes a second or two later, and no other is needed.
@@ -44,8 +44,8 @@ def test_a_name_that_comes_late_opens_its_port(listener: socket.socket, dns: Dns
         dns.zone["late.example.com"] = Name(a=("127.0.0.1",))
         process.wait_for("listener.opened", listener=port)
         assert len(dns.asked("late.example.com", "A")) == asked + 1
-        session = Session(port, listener)
-        assert session.works()
+        session = Session.on_loopback(port, listener)
+        session.round_trip()
         session.finish()
         assert ended(process)["reason"] == "finished"
 
@@ -115,8 +115,9 @@ def test_few_descriptors_serve_as_many_clients_as_they_allow(
     with running(f"{port} 127.0.0.1 {remote}", descriptors=descriptors) as process:
         assert process.wait_for("daemon.started")["max_connections"] == clients
         process.wait_for("daemon.ready")
-        sessions = [Session(port, listener) for _ in range(clients)]
-        assert all(session.works() for session in sessions)
+        sessions = [Session.on_loopback(port, listener) for _ in range(clients)]
+        for session in sessions:
+            session.round_trip()
         for session in sessions:
             session.finish()
             assert ended(process)["reason"] == "finished"

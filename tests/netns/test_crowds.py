@@ -24,7 +24,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.island import Session
+    from tests.support.session import Session
 
 # All fit in a listener's backlog of 4096.
 FLOOD = 4000

@@ -7,7 +7,6 @@ import os
 import random
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +72,7 @@ def test_the_outside_sees_the_reserved_address_on_every_destination(
     deployment: Deployment, proxy: Process
 ) -> None:
     for port, (address, remote_port) in ENDPOINTS.items():
-        with connected(deployment, port) as (client, upstream):
+        with deployment.connect(port) as (client, upstream):
             client_address, seen = client.getsockname(), upstream.getpeername()
             client.sendall(b"question")
             assert upstream.recv(8) == b"question"
@@ -126,9 +125,9 @@ def test_the_lan_finds_nothing_on_the_pods_own_address(deployment: Deployment) -
 
 @SECURITY
 def test_bulk_passes_both_ways_at_once_unchanged(deployment: Deployment, proxy: Process) -> None:
-    with connected(deployment, 8443) as ends, ThreadPoolExecutor(max_workers=4) as pool:
+    with deployment.connect(8443) as ends, ThreadPoolExecutor(max_workers=4) as pool:
         sent = [pool.submit(send_bulk, end, seed) for seed, end in enumerate(ends)]
-        received = [pool.submit(receive_bulk, end) for end in reversed(ends)]
+        received = [pool.submit(receive_bulk, end) for end in reversed(list(ends))]
         for there, here in zip(sent, received, strict=True):
             assert here.result() == (BULK_OCTETS, there.result())
     record = proxy.wait_for("connection.closed", listener=8443)
@@ -163,7 +162,7 @@ def receive_bulk(end: socket.socket) -> tuple[int, str]:
 def test_one_side_finishes_and_still_gets_all_of_the_other(
     deployment: Deployment, proxy: Process, *, client_first: bool
 ) -> None:
-    with connected(deployment, 100) as (client, upstream):
+    with deployment.connect(100) as (client, upstream):
         first, second = (client, upstream) if client_first else (upstream, client)
         first.sendall(b"all I have")
         first.shutdown(socket.SHUT_WR)
@@ -181,25 +180,16 @@ def read_to_end(end: socket.socket) -> bytes:
         return stream.read()
 
 
-@contextmanager
-def connected(deployment: Deployment, port: int) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A client's connection and the outside's end of it, closed at the end."""
-    client, upstream = deployment.connect(port)
-    with client, upstream:
-        yield client, upstream
-
-
 def test_a_client_that_vanishes_is_let_go_at_the_idle_timeout(deployment: Deployment) -> None:
     """Its link is cut, so that neither FIN nor RST ever comes."""
     process = deployment.start(EGRESS_DNS_PROXY_IDLE_TIMEOUT="500ms")
     process.wait_for("daemon.ready", listeners=len(ENDPOINTS))
-    with connected(deployment, 80) as (client, upstream):
-        client.sendall(b"still there?")
-        assert upstream.recv(12) == b"still there?"
+    with deployment.connect(80) as session:
+        session.round_trip()
         cut(deployment.lab.client)
         assert process.wait_for("connection.closed")["reason"] == "idle_timeout"
         with pytest.raises(ConnectionResetError):
-            upstream.recv(1)
+            session.upstream.recv(1)
 
 
 def test_both_sides_are_kept_alive_for_as_long_as_they_last(deployment: Deployment) -> None:
@@ -212,11 +202,9 @@ def test_both_sides_are_kept_alive_for_as_long_as_they_last(deployment: Deployme
         # The kernel's own default is two hours.
         return len(timers) == 2 and all(0 < seconds <= 60 for seconds in timers)
 
-    with connected(deployment, 8443) as (client, upstream):
+    with deployment.connect(8443) as session:
         wait_until(both)
-        for one, other in ((client, upstream), (upstream, client)):
-            one.sendall(b"still there?")
-            assert other.recv(12) == b"still there?"
+        session.round_trip()
         wait_until(both)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import tempfile
 import threading
 from http.client import HTTPConnection
@@ -60,11 +59,9 @@ def status(host: Namespace) -> dict[str, Any]:
     return told
 
 
-def forwards(deployment: Deployment, port: int) -> bool:
-    client, upstream = deployment.connect(port)
-    with client, upstream:
-        client.sendall(b"question")
-        return upstream.recv(8) == b"question"
+def use_once(deployment: Deployment, port: int) -> None:
+    with deployment.connect(port) as session:
+        session.round_trip()
 
 
 def remove_address(ip: IPRoute) -> None:
@@ -143,8 +140,7 @@ def test_the_lan_finds_no_admin_port(deployment: Deployment, proxy: Process) -> 
 
 
 def test_readiness_ends_when_the_drain_begins(deployment: Deployment, proxy: Process) -> None:
-    client, upstream = deployment.connect(80)
-    with client, upstream:
+    with deployment.connect(80):
         proxy.terminate()
         proxy.wait_for("daemon.draining")
         assert get(deployment.lab.client, "/readyz") == (503, "the pod is draining\n")
@@ -155,16 +151,16 @@ def test_readiness_ends_when_the_drain_begins(deployment: Deployment, proxy: Pro
 def test_a_signal_turns_debug_on_and_off(deployment: Deployment) -> None:
     proxy = deployment.start(EGRESS_DNS_PROXY_DEBUG="")
     proxy.wait_for("daemon.ready")
-    assert forwards(deployment, 80)
+    use_once(deployment, 80)
     os.kill(proxy.pid, signal.SIGUSR1)
     assert proxy.wait_for("log.switched")["debug"] is True
-    assert forwards(deployment, 80)
+    use_once(deployment, 80)
     record = proxy.wait_for("connection.closed", listener=80)
     # With DEBUG, whoever audits sees the source port too.
     assert record["source"].startswith(RESERVED.v4)
     os.kill(proxy.pid, signal.SIGUSR1)
     assert proxy.wait_for("log.switched")["debug"] is False
-    assert forwards(deployment, 80)
+    use_once(deployment, 80)
     assert status(deployment.lab.client)["destinations"][0]["total"] == 3
     assert len([record for record in proxy.records if record["event"] == "connection.closed"]) == 1
 
@@ -212,9 +208,7 @@ def from_file(deployment: Deployment, config_map: ConfigMap) -> Process:
 def test_a_config_map_is_picked_up_by_itself(
     deployment: Deployment, config_map: ConfigMap, from_file: Process
 ) -> None:
-    kept, kept_upstream = deployment.connect(80)
-    removed, removed_upstream = deployment.connect(100)
-    with kept, kept_upstream, removed, removed_upstream:
+    with deployment.connect(80) as kept, deployment.connect(100) as removed:
         config_map.update(f"80 {OUTSIDE.v4}\n8443 {OUTSIDE.v4} 100\n")
         record = from_file.wait_for("config.reloaded")
         assert {key: record[key] for key in ("added", "changed", "removed", "unchanged")} == {
@@ -231,9 +225,8 @@ def test_a_config_map_is_picked_up_by_itself(
             with upstream:
                 client.sendall(b"changed")
                 assert upstream.recv(7) == b"changed"
-        for client, upstream in ((kept, kept_upstream), (removed, removed_upstream)):
-            client.sendall(b"still")
-            assert upstream.recv(5) == b"still"
+        for session in (kept, removed):
+            session.round_trip()
 
 
 def test_sessions_of_a_removed_destination_end_in_time(
@@ -245,16 +238,13 @@ def test_sessions_of_a_removed_destination_end_in_time(
         EGRESS_DNS_PROXY_REMOVED_TIMEOUT="100ms",
     )
     proxy.wait_for("daemon.ready", listeners=len(ENDPOINTS))
-    kept, kept_upstream = deployment.connect(80)
-    removed, removed_upstream = deployment.connect(100)
-    with kept, kept_upstream, removed, removed_upstream:
+    with deployment.connect(80) as kept, deployment.connect(100) as removed:
         config_map.update(f"80 {OUTSIDE.v4}\n")
         proxy.wait_for("config.reloaded", removed=[100, 8443])
         assert proxy.wait_for("connection.closed", listener=100)["reason"] == "drained"
         with pytest.raises(ConnectionResetError):
-            removed.recv(1)
-        kept.sendall(b"still")
-        assert kept_upstream.recv(5) == b"still"
+            removed.client.recv(1)
+        kept.round_trip()
 
 
 def test_a_wrong_file_changes_nothing(
@@ -277,13 +267,13 @@ def test_a_wrong_file_changes_nothing(
         )
     ]
     for port in ENDPOINTS:
-        assert forwards(deployment, port)
+        use_once(deployment, port)
     told = status(deployment.lab.client)
     assert (told["reloads"]["rejected"], told["reloads"]["problems"]) == (2, record["problems"])
 
 
-class Knocker:
-    """A client and its upstream that open connections to `port` without a pause."""
+class Sessions:
+    """One session after another through `port`, without a pause, in a thread."""
 
     def __init__(self, deployment: Deployment, port: int) -> None:
         self.failures: list[OSError] = []
@@ -291,44 +281,29 @@ class Knocker:
         self._port = port
         self._stop = threading.Event()
         self._done = threading.Semaphore(0)
-        self._threads = [threading.Thread(target=run) for run in (self._knock, self._answer)]
+        self._thread = threading.Thread(target=self._run, name=f"sessions of port {port}")
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def wait_for(self, count: int) -> None:
-        """Wait until `count` connections more have come and gone."""
+        """Wait until `count` sessions more have come and gone."""
         for _ in range(count):
-            assert self._done.acquire(timeout=10), "connections stopped"
+            assert self._done.acquire(timeout=10), "sessions stopped"
 
-    def _knock(self) -> None:
-        def knock() -> None:
-            while not self._stop.is_set():
-                try:
-                    with socket.create_connection((POD.v4, self._port), timeout=10) as client:
-                        client.shutdown(socket.SHUT_WR)
-                        assert client.recv(1) == b""
-                except OSError as error:
-                    self.failures.append(error)
-                self._done.release()
-            # The other side hears of the end by the only octet that is ever sent.
-            with socket.create_connection((POD.v4, self._port), timeout=10) as client:
-                client.sendall(b"!")
-
-        self._deployment.lab.client.call(knock)
-
-    def _answer(self) -> None:
-        claim = b""
-        while not claim:
-            with self._deployment.accept(self._port) as upstream:
-                claim = upstream.recv(1)
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with self._deployment.connect(self._port) as session:
+                    session.finish()
+            except OSError as error:
+                self.failures.append(error)
+            self._done.release()
 
 
 def test_clients_never_notice_twenty_reloads(
@@ -339,12 +314,10 @@ def test_clients_never_notice_twenty_reloads(
         f"{port} example.com 100\n80 {OUTSIDE.v4}\n8443 {host} 443\n"
         for port, host in ((100, "web.example.com"), (101, OUTSIDE_SECOND.v4))
     ]
-    session, session_upstream = deployment.connect(80)
     with (
-        session,
-        session_upstream,
-        Knocker(deployment, 80) as unchanged,
-        Knocker(deployment, 8443) as changed,
+        deployment.connect(80) as session,
+        Sessions(deployment, 80) as unchanged,
+        Sessions(deployment, 8443) as changed,
     ):
         for number in range(1, 21):
             config_map.update(texts[number % 2])
@@ -352,8 +325,7 @@ def test_clients_never_notice_twenty_reloads(
             from_file.wait_for("config.reloaded", changed=[8443], unchanged=1)
             unchanged.wait_for(10)
             changed.wait_for(10)
-        session.sendall(b"still")
-        assert session_upstream.recv(5) == b"still"
+        session.round_trip()
     assert (unchanged.failures, changed.failures) == ([], [])
     assert from_file.stderr == ""
 

@@ -12,6 +12,7 @@ from bench.clocks import process_seconds
 from tests.support.deployment import Deployment
 from tests.support.lab import OUTSIDE, POD
 from tests.support.peers import reset
+from tests.support.session import Session
 from tests.support.waiting import TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def test_out_of_ports_listeners_rest_and_come_back(
     deployment: Deployment, proxy: Process, cleanup: ExitStack
 ) -> None:
     """Sessions go on meanwhile, hardly any time is spent, and the remote is not blamed."""
-    sessions = [deployment.connect(80) for _ in range(PORTS)]
-    for end in [end for session in sessions for end in session]:
-        cleanup.enter_context(end)
+    sessions = [cleanup.enter_context(deployment.connect(80)) for _ in range(PORTS)]
     clients = [cleanup.enter_context(knock(deployment, 0))]
     assert proxy.wait_for("listener.paused")["error"] == "Cannot assign requested address"
     began, spent = monotonic(), process_seconds(proxy.pid)
@@ -62,7 +61,7 @@ def test_out_of_ports_listeners_rest_and_come_back(
         with suppress(ConnectionResetError):
             assert client.recv(1) == b""
         for session in sessions:
-            check(*session)
+            session.round_trip()
     lasted = monotonic() - began
     assert process_seconds(proxy.pid) - spent < 0.05 * lasted
     told = [record for record in proxy.records if record["event"] == "listener.paused"]
@@ -70,9 +69,9 @@ def test_out_of_ports_listeners_rest_and_come_back(
     assert len(told) <= 2 + lasted
 
     # A connection that ends with a RST gives its port back at once.
-    reset(sessions.pop()[1])
+    reset(sessions.pop().upstream)
     upstream = cleanup.enter_context(deployment.accept(80))
-    check(clients[upstream.recv(1)[0]], upstream)
+    Session(clients[upstream.recv(1)[0]], upstream).round_trip()
     assert [record for record in proxy.records if record["event"] == "upstream.failed"] == []
     assert proxy.stderr == ""
 
@@ -94,17 +93,10 @@ def test_other_destinations_have_their_ports(deployment: Deployment, cleanup: Ex
     for port in (80, 100):
         proxy.wait_for("listener.opened", listener=port)
     for _ in range(PORTS):
-        for end in deployment.connect(80):
-            cleanup.enter_context(end)
+        cleanup.enter_context(deployment.connect(80))
     for number in range(5 * WAITING):
         cleanup.enter_context(knock(deployment, number))
     proxy.wait_for("listener.paused")
-    for end in deployment.connect(100):
-        cleanup.enter_context(end)
+    deployment.connect(100).close()
     refused = [record for record in proxy.records if record.get("reason") == "error"]
     assert len(refused) < WAITING
-
-
-def check(client: socket.socket, upstream: socket.socket) -> None:
-    client.sendall(b"still")
-    assert upstream.recv(5) == b"still"

@@ -10,76 +10,21 @@ from __future__ import annotations
 import os
 import random
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.island import Island
-from tests.support.peers import reset
+from tests.support.random_end import End, check
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    import socket
 
 # The variable of the environment that repeats a run, as far as chance was ours.
 SEED = "RANDOM_LIVES_SEED"
 
 GROUPS = 40
 AT_ONCE = 40
-# The octet at position n of a stream is NOISE[n % len(NOISE)], so that a lost or doubled one shows.
-NOISE = random.Random(0).randbytes(1 << 20)  # noqa: S311 - test data
-NOISE_TWICE = memoryview(NOISE * 2)
 SIZES = (1, 7, 100, 5000, 65535, 65536, 65537, 1 << 18)
 ACTIONS = ("write", "read", "finish", "reset")
 WEIGHTS = (40, 50, 3, 2)
-
-
-class End:
-    """One end of a connection, and what it has done and seen."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._sock = sock
-        self.sent = 0
-        self.received = bytearray()
-        self.finished = False
-        # How the stream ended that it read: with a FIN, a RST, its own RST, or not yet.
-        self.ending = ""
-
-    def act(self, action: str, size: int) -> None:
-        if self.ending == "own":
-            return
-        try:
-            getattr(self, action)(size)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.ending = "reset"
-
-    def write(self, size: int) -> None:
-        if not self.finished:
-            start = self.sent % len(NOISE)
-            self.sent += self._sock.send(NOISE_TWICE[start : start + size])
-
-    def read(self, size: int) -> None:
-        if not self.ending:
-            octets = self._sock.recv(size)
-            self.received += octets
-            self.ending = "" if octets else "finished"
-
-    def finish(self, _size: int) -> None:
-        if not self.finished:
-            self._sock.shutdown(1)
-            self.finished = True
-
-    def reset(self, _size: int) -> None:
-        self.ending = "own"
-        reset(self._sock)
-
-    def read_on(self) -> bool:
-        """Whether it has seen the end of the stream."""
-        self.act("read", 1 << 20)
-        return bool(self.ending)
 
 
 @pytest.fixture
@@ -94,7 +39,7 @@ def test_random_lives_end_as_they_should(dice: random.Random) -> None:
     with Island(EGRESS_DNS_PROXY_DEBUG="1") as island:
         before = island.descriptors()
         for _ in range(GROUPS):
-            pairs = [live(island) for _ in range(AT_ONCE)]
+            pairs = [tuple(map(End, island.session())) for _ in range(AT_ONCE)]
             for step in range(dice.choice((20, 60, 150))):
                 with island.stopped() if step % 20 == 0 else nullcontext():
                     for pair in pairs:
@@ -102,7 +47,7 @@ def test_random_lives_end_as_they_should(dice: random.Random) -> None:
                         dice.choice(pair).act(action, dice.choice(SIZES))
             for pair in pairs:
                 for end in pair:
-                    end.act("finish", 0)
+                    end.act("finish")
             ends = [end for pair in pairs for end in pair]
             # A list: each reads on, also after one that has not finished. It is called at once.
             wait_until(lambda: all([end.read_on() for end in ends]))  # noqa: B023, C419 - see above
@@ -118,18 +63,3 @@ def test_random_lives_end_as_they_should(dice: random.Random) -> None:
         # A RST of the client may come before the command has seen that the upstream accepted.
         assert reasons <= {"finished", "client_reset", "upstream_reset", "client_gone"}
         wait_until(lambda: island.descriptors()["socket"] == before["socket"])
-
-
-def live(island: Island) -> tuple[End, End]:
-    session = island.session()
-    return End(session.client), End(session.upstream)
-
-
-def check(sender: End, reader: End) -> None:
-    """`reader` has a piece of what was sent from its start; all of it if it was told that it is."""
-    count = len(reader.received)
-    assert count <= sender.sent
-    assert reader.received == (NOISE * (count // len(NOISE) + 1))[:count]
-    if reader.ending == "finished":
-        assert sender.finished
-        assert count == sender.sent

@@ -104,8 +104,7 @@ def show_run(deployment: Deployment) -> Process:
 
 def show_connection(deployment: Deployment, proxy: Process, port: int) -> str:
     """Fetch something through `port`; the source address that the outside saw."""
-    client, upstream = deployment.connect(port)
-    with client, upstream:
+    with deployment.connect(port) as (client, upstream):
         seen = str(upstream.getpeername()[0])
         client.sendall(f"GET /hello HTTP/1.0\r\nHost: {POD.v4}:{port}\r\n\r\n".encode())
         request = read_request(upstream)

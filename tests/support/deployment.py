@@ -30,6 +30,7 @@ from tests.support.lab import (
     Lab,
 )
 from tests.support.namespaces import PRIVILEGED, Container
+from tests.support.session import Session
 
 if TYPE_CHECKING:
     import socket
@@ -192,14 +193,10 @@ class Deployment(ExitStack):
             container=self._container(self._security.init),
         )
 
-    def connect(self, port: int) -> tuple[socket.socket, socket.socket]:
-        """A client's connection to the pod, and the outside's end of it."""
+    def connect(self, port: int) -> Session:
+        """A client of the pod's `port`, and its upstream outside."""
         client = self.lab.client.connect(POD.v4, port, timeout_s=TIMEOUT_S)
-        try:
-            return client, self.accept(port)
-        except BaseException:
-            client.close()
-            raise
+        return Session.accepted(client, self._listeners[port])
 
     def accept(self, port: int) -> socket.socket:
         """The outside's end of the next connection to where `port` leads."""

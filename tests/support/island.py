@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 from egress_proxy.forwarding.descriptors import raise_descriptor_limit
 from tests.support.lab import EGRESS_PROXY
 from tests.support.network import Namespace
+from tests.support.session import Session
 from tests.support.waiting import TIMEOUT_S, wait_until
 
 if TYPE_CHECKING:
@@ -49,27 +50,6 @@ _ACTIVE = re.compile(r"^egress_proxy_connections_active\{.*\} (\S+)$", re.MULTIL
 _QUEUE = 65535
 # Clients that a test makes at a time: no more than the command's backlog takes.
 _AT_ONCE = 1000
-
-
-class Session:
-    """A client and the upstream that it was connected to, both blocking sockets."""
-
-    def __init__(self, client: socket.socket, upstream: socket.socket) -> None:
-        self.client = client
-        self.upstream = upstream
-
-    def ask(self) -> None:
-        self.client.sendall(b"?")
-
-    def answer(self) -> None:
-        assert self.upstream.recv(1) == b"?"
-        self.upstream.sendall(b"!")
-        assert self.client.recv(1) == b"!"
-
-    def round_trip(self) -> None:
-        """An octet there and one back: what was ready in the command before has had its turn."""
-        self.ask()
-        self.answer()
 
 
 class Island:

@@ -57,31 +57,6 @@ def running(
         yield process
 
 
-class Session:
-    """A client and its upstream, both blocking sockets."""
-
-    def __init__(self, port: int, listener: socket.socket) -> None:
-        self.client = socket.create_connection(("127.0.0.1", port), ANSWER_S)
-        self.upstream, _ = listener.accept()
-        self.upstream.settimeout(ANSWER_S)
-
-    def works(self) -> bool:
-        for one, other in ((self.client, self.upstream), (self.upstream, self.client)):
-            one.sendall(b"ping")
-            if other.recv(4) != b"ping":
-                return False
-        return True
-
-    def finish(self) -> None:
-        for sock in (self.client, self.upstream):
-            sock.shutdown(socket.SHUT_WR)
-        self.close()
-
-    def close(self) -> None:
-        self.client.close()
-        self.upstream.close()
-
-
 def ended(process: Process) -> Record:
     """The record of the next connection that has ended."""
     return process.wait_for("connection.closed")
