@@ -1,4 +1,4 @@
-"""The commands: ``egress-proxy init | run | check``.
+"""The commands: ``egress-proxy init | run | hold | check``.
 
 Exit status: 0 good, 1 the environment failed, 2 the configuration is wrong. A failure is told on
 stderr, one line a problem, and in the container's termination message.
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from egress_proxy import __version__
 from egress_proxy.check.report import Report
+from egress_proxy.config import hold_variables, settings
 from egress_proxy.config import run_variables as environment
-from egress_proxy.config import settings
 from egress_proxy.errors import (
     EgressProxyError,
     PlatformError,
@@ -112,6 +112,34 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
             runner.run(forward())
         finally:
             log.close()
+
+
+def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Take the reserved address when it is free, and give it to another pod in the end."""
+    wanted = hold_variables.read_hold_settings(environ)
+
+    # This command pays for ssl, and no other one.
+    from egress_proxy.hold import daemon  # noqa: PLC0415 - see above
+    from egress_proxy.hold.api_server import ApiServer  # noqa: PLC0415 - see above
+    from egress_proxy.hold.kubernetes import KubernetesClient  # noqa: PLC0415 - see above
+    from egress_proxy.telemetry import logs  # noqa: PLC0415 - see above
+
+    server = ApiServer.in_cluster(environ, source=str(wanted.pod_ip))
+    log = logs.RunLog(wanted.log_format, debug=False)
+
+    async def hold_address() -> None:
+        client = KubernetesClient(server, namespace=wanted.pod_namespace, lease=wanted.lease)
+        running = daemon.Hold(wanted, client, log)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, running.request_stop)
+        await running.run()
+
+    try:
+        # A few timers a second: uvloop would gain nothing, and costs memory.
+        asyncio.run(hold_address())
+    finally:
+        log.close()
 
 
 def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
@@ -226,10 +254,11 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         description="An egress router for pods: one reserved source address, fixed destinations.",
     )
     parser.add_argument("--version", action="version", version=f"egress-proxy {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="init | run | check")
+    commands = parser.add_subparsers(required=True, metavar="init | run | hold | check")
     for command, variables in (
         (init, init_settings.VARIABLES),
         (run, environment.VARIABLES),
+        (hold, hold_variables.VARIABLES),
         (check, ()),
     ):
         summary = (command.__doc__ or "").strip()

@@ -105,7 +105,7 @@ def _parse_nameserver(entry: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IPv6
 
 
-def _parse_admin_listen(text: str) -> AdminListen | None:
+def parse_admin_listen(text: str) -> AdminListen | None:
     """``off``, ``:port``, ``address:port`` or ``[address]:port``."""
     if text == "off":
         return None
@@ -216,7 +216,7 @@ WITHDRAWN_TIMEOUT = Variable(
 ADMIN_LISTEN = Variable(
     "EGRESS_DNS_PROXY_ADMIN_LISTEN",
     ":9153",
-    _parse_admin_listen,
+    parse_admin_listen,
     "health, metrics and the status page: [address]:port, or off; without an address, every one "
     "of the pod's but the egress interface's",
 )

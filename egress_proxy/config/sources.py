@@ -8,16 +8,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from egress_proxy.config import variables
 from egress_proxy.config.variables import RefusedError, Variable
-from egress_proxy.errors import Problem
 
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
-
-T = TypeVar("T")
 
 _ENTRY = re.compile(r"([^/]*)(?:/([1-9][0-9]{0,2}))?", re.ASCII)
 # RFC 1122 section 3.2.1.3: hosts of "this network", never a host's address on the wire.
@@ -128,8 +125,8 @@ GATEWAY = Variable(
 def read_sources(reader: variables.Reader) -> tuple[Source, ...]:
     """Each reserved address with the gateway of its family, IPv4 first."""
     before = len(reader.problems)
-    addresses = _read_required(reader, SOURCE)
-    gateways = _read_required(reader, GATEWAY)
+    addresses = reader.read_required(SOURCE)
+    gateways = reader.read_required(GATEWAY)
     if len(reader.problems) > before:
         return ()
     by_version = {gateway.version: gateway for gateway in gateways}
@@ -153,15 +150,6 @@ def read_sources(reader: variables.Reader) -> tuple[Source, ...]:
             "remove the gateway, or add the address",
         )
     return tuple(sources)
-
-
-def _read_required(reader: variables.Reader, variable: Variable[tuple[T, ...]]) -> tuple[T, ...]:
-    if reader.text(variable):
-        return reader.read(variable)
-    reader.problems.append(
-        Problem(variable=variable.name, reason="not set", cure=f"set it to {variable.meaning}")
-    )
-    return ()
 
 
 def _refuse_gateway(reader: variables.Reader, reason: str, cure: str) -> None:

@@ -102,6 +102,15 @@ class Reader:
             self.problems.extend(error.problems)
         return cast("T", None)
 
+    def read_required(self, variable: Variable[T]) -> T:
+        """The same of a variable that must be set."""
+        if self.text(variable):
+            return self.read(variable)
+        self.problems.append(
+            Problem(variable=variable.name, reason="not set", cure=f"set it to {variable.meaning}")
+        )
+        return cast("T", None)
+
     def refuse(self, variable: Variable[T], error: RefusedError, text: str) -> None:
         self.problems.append(error.problem(variable.name, text))
 

@@ -24,6 +24,7 @@ from egress_proxy.hold.messages import (
     KeptLate,
     LeaseSeen,
     PodsListed,
+    ProbeFailed,
     RequestDone,
     RequestFailed,
     StopRequested,
@@ -100,6 +101,8 @@ def _apply(turn: Turn, event: Input) -> None:  # noqa: C901, PLR0912 - one branc
             lan_rules.gateway_heard(turn, address)
         case Claimed():
             lan_rules.claimed(turn, event)
+        case ProbeFailed():
+            start_probing(turn, turn.now + lan_rules.PROBE_INTERVAL_S)
         case CarrierChanged(up):
             turn.state.carrier = up
             if not up and turn.state.role not in (Role.STANDBY, Role.STOPPED):

@@ -73,6 +73,11 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeFailed:
+    """A probe could not be sent: silence means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class CarrierChanged:
     up: bool
 
@@ -103,6 +108,7 @@ Input: TypeAlias = (
     | HandedOver
     | GatewayHeard
     | Claimed
+    | ProbeFailed
     | CarrierChanged
     | KeptLate
     | KeepFailed

@@ -58,9 +58,11 @@ class Claim:
     probes: Address | None = None
 
 
-def probe(mac: bytes, address: IPv4Address) -> Frame:
-    """RFC 5227 section 2.1.1: ask for `address` without claiming it."""
-    return _arp(_REQUEST, (mac, IPv4Address(0)), (_NO_MAC, address))
+def probe(mac: bytes, address: Address) -> Frame:
+    """Ask for `address` without claiming it: RFC 5227 section 2.1.1, RFC 4862 section 5.4.2."""
+    if isinstance(address, IPv4Address):
+        return _arp(_REQUEST, (mac, IPv4Address(0)), (_NO_MAC, address))
+    return _nd(_SOLICITATION, 0, (_UNSPECIFIED, _solicited_node(address)), address, b"")
 
 
 def announcements(mac: bytes, address: Address) -> tuple[Frame, ...]:
@@ -83,9 +85,8 @@ def question(mac: bytes, source: Address, target: Address) -> Frame:
     if isinstance(source, IPv4Address) and isinstance(target, IPv4Address):
         return _arp(_REQUEST, (mac, source), (_NO_MAC, target))
     if isinstance(source, IPv6Address) and isinstance(target, IPv6Address):
-        # RFC 4291 section 2.7.1: the solicited-node multicast address.
-        group = IPv6Address(b"\xff\x02" + bytes(9) + b"\x01\xff" + target.packed[-3:])
-        return _nd(_SOLICITATION, 0, (source, group), target, _SOURCE_MAC + mac)
+        ends = (source, _solicited_node(target))
+        return _nd(_SOLICITATION, 0, ends, target, _SOURCE_MAC + mac)
     raise TypeError(f"{source} and {target} are of two families")
 
 
@@ -126,6 +127,11 @@ def _hear_nd(sender: bytes, packet: bytes) -> Claim | None:
     if (kind, code) == (_SOLICITATION, 0) and IPv6Address(source) == _UNSPECIFIED:
         return Claim(sender, probes=IPv6Address(target))
     return None
+
+
+def _solicited_node(address: IPv6Address) -> IPv6Address:
+    """RFC 4291 section 2.7.1: the multicast group that the owner of `address` is in."""
+    return IPv6Address(b"\xff\x02" + bytes(9) + b"\x01\xff" + address.packed[-3:])
 
 
 def _arp(

@@ -51,7 +51,7 @@ from egress_proxy.run.admin_port import AdminPort
 from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.run.reload import Reload
 from egress_proxy.run.snapshot import Snapshot
-from egress_proxy.run.supervisor import Supervisor
+from egress_proxy.supervisor import Supervisor
 from egress_proxy.telemetry.counters import Counters
 
 if TYPE_CHECKING:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.pod.addresses import ListenPoint
     from egress_proxy.run.reload import Difference
-    from egress_proxy.run.supervisor import Supervisor
+    from egress_proxy.supervisor import Supervisor
 
 # A changed port waits at most so long for the first answer of its new name: as long as one look-up
 # may take.

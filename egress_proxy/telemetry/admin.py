@@ -18,7 +18,7 @@ import struct
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import h11
 import msgspec
@@ -47,6 +47,12 @@ class Answer:
     content_type: str
     body: bytes
     more: tuple[tuple[str, str], ...] = ()
+
+
+class Site(Protocol):
+    """What the server serves."""
+
+    def answer(self, method: str, target: str) -> Answer: ...
 
 
 class Pages:
@@ -126,7 +132,7 @@ def _policy(page: bytes) -> str:
 class AdminServer:
     """Serves `pages` on sockets that are bound already."""
 
-    def __init__(self, pages: Pages, *, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(self, pages: Site, *, timeout_s: float = _TIMEOUT_S) -> None:
         self._pages = pages
         self._timeout_s = timeout_s
         self._servers: list[asyncio.Server] = []

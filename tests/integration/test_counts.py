@@ -18,7 +18,7 @@ from egress_proxy.events import ConnectionClosed, Reason, UpstreamRecovered
 from egress_proxy.pod.address_monitor import AddressMonitor
 from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.run.snapshot import Snapshot
-from egress_proxy.run.supervisor import Supervisor
+from egress_proxy.supervisor import Supervisor
 from egress_proxy.telemetry.counters import Counters
 from egress_proxy.telemetry.metrics import exposition
 from tests.support.peers import Listener

@@ -17,7 +17,7 @@ from egress_proxy.events import ListenerClosed
 from egress_proxy.pod.address_monitor import AddressMonitor
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.run.destination_table import DestinationTable
-from egress_proxy.run.supervisor import Supervisor
+from egress_proxy.supervisor import Supervisor
 from tests.support.peers import Peer
 from tests.support.rig import Rig, turns
 from tests.support.standalone import free_port

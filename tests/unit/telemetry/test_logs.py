@@ -270,7 +270,9 @@ def line_of(field: object, log_format: LogFormat) -> str:
 
 
 def test_no_record_is_missing_here() -> None:
-    assert {type(record) for record, _ in RECORDS} == set(Event.__subclasses__())
+    assert {type(record) for record, _ in RECORDS} == {
+        kind for kind in Event.__subclasses__() if kind.__module__ == Event.__module__
+    }
 
 
 @pytest.mark.parametrize(("record", "fields"), RECORDS)

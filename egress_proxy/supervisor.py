@@ -1,4 +1,4 @@
-"""Runs the daemon's long tasks: an unforeseen exception becomes an event, and the task restarts.
+"""Runs the long tasks of a daemon: an unforeseen exception becomes an event, and the task restarts.
 
 asyncio keeps the exception of a task until the task is awaited, and prints that of a timer or a
 callback as a traceback on stderr: nobody would see it. Here each one becomes a `DaemonDefect`.

@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 from egress_proxy.events import DaemonDefect
-from egress_proxy.run.supervisor import Supervisor
+from egress_proxy.supervisor import Supervisor
 from tests.support.manual_loop import run_simulated
 
 if TYPE_CHECKING:
