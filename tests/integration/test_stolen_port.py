@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.dns import DnsServer, Name
-from tests.support.standalone import Session, free_port, running
+from tests.support.session import Session
+from tests.support.standalone import free_port, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,11 +45,10 @@ def thief(port: int) -> Iterator[socket.socket]:
         yield sock
 
 
-def served(port: int, listener: socket.socket) -> bool:
-    session = Session(port, listener)
-    works = session.works()
+def serves(port: int, listener: socket.socket) -> None:
+    session = Session.on_loopback(port, listener)
+    session.round_trip()
     session.finish()
-    return works
 
 
 def states(admin: int) -> dict[int, str]:
@@ -81,11 +81,11 @@ def test_it_says_so_tries_again_and_no_other_port_notices(listener: socket.socke
             assert failed["listener"] == stolen
             assert failed["error"] == "Address already in use"
             assert states(admin) == {stolen: "failed", healthy: "listening"}
-            assert served(healthy, listener)
+            serves(healthy, listener)
             # The name is looked up again all the same.
             process.wait_for("destination.resolved")
         process.wait_for("listener.opened", listener=stolen)
-        assert served(stolen, listener)
+        serves(stolen, listener)
         assert states(admin) == {stolen: "listening", healthy: "listening"}
 
 
@@ -101,12 +101,12 @@ def test_a_drain_beside_it_waits_for_the_sessions_of_the_other_ports(
         stolen_before_the_first_answer(stolen, dns, process),
     ):
         process.wait_for("listener.failed")
-        session = Session(healthy, listener)
-        assert session.works()
+        session = Session.on_loopback(healthy, listener)
+        session.round_trip()
         os.kill(process.pid, signal.SIGTERM)
         # Once the ports are closed, the session goes on.
         process.wait_for("listener.closed")
-        assert session.works()
+        session.round_trip()
         session.finish()
         assert process.wait() == 0
         assert process.records[-1]["event"] == "daemon.stopped"
@@ -129,9 +129,9 @@ def test_a_reload_that_changes_it_takes_effect(listener: socket.socket, tmp_path
             os.kill(process.pid, signal.SIGHUP)
             reloaded = process.wait_for("config.reloaded")
             assert (reloaded["changed"], reloaded["added"]) == ([stolen], [other])
-            assert served(other, listener)
+            serves(other, listener)
         process.wait_for("listener.opened", listener=stolen)
-        assert served(stolen, listener)
+        serves(stolen, listener)
 
 
 def test_a_reload_that_meets_a_port_that_is_busy_for_a_moment_is_tried_again(
@@ -148,4 +148,4 @@ def test_a_reload_that_meets_a_port_that_is_busy_for_a_moment_is_tried_again(
             os.kill(process.pid, signal.SIGHUP)
             assert "Address already in use" in process.wait_for("config.rejected")["problems"][0]
         assert process.wait_for("config.reloaded")["added"] == [busy]
-        assert served(busy, listener)
+        serves(busy, listener)
