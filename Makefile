@@ -29,6 +29,12 @@ FUZZ_EXAMPLES ?= 20000
 fuzz: install ## hold many more random lives of a connection against the model (FUZZ_EXAMPLES)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_flow_properties.py
 
+MINUTES ?= 3
+
+.PHONY: soak
+soak: install ## clients with random lives while everything around fails (MINUTES)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
 .PHONY: coverage
 coverage: install ## run the same tests, and show what of the package they cover
 	$(BIN)/coverage erase

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 TIMEOUT_S = 20
 
 
-def wait_until(true: Callable[[], bool]) -> None:
+def wait_until(true: Callable[[], bool], *, timeout_s: float = TIMEOUT_S) -> None:
     """Ask over and over."""
-    given_up_at = monotonic() + TIMEOUT_S
+    given_up_at = monotonic() + timeout_s
     while not true():
-        assert monotonic() < given_up_at, f"nothing in {TIMEOUT_S} s"
+        assert monotonic() < given_up_at, f"nothing in {timeout_s} s"
         sleep(0.01)
