@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.upstreams import Endpoint
     from egress_proxy.pod.addresses import ListenPoint
     from egress_proxy.relay.reactor import Watcher
+    from egress_proxy.relay.timer_wheel import Timers
 
 _DESCRIPTORS = count(1 << 20)
 
@@ -120,9 +121,9 @@ class FakePoint:
 class FakeReactor:
     """Watches without epoll; `room` is for how many, and `full` what the next one gets to hear."""
 
-    def __init__(self, loop: ManualLoop) -> None:
+    def __init__(self, loop: Timers) -> None:
         self.loop = loop
-        self.now = loop.now
+        self.now = loop.time()
         self.room = 1 << 20
         self.full = errno.ENOSPC
         self.watchers: dict[object, Watcher] = {}
@@ -173,16 +174,20 @@ class FakeConnector:
 
 
 class Plane:
-    """A `DataPlane` of these parts, with the time in `loop` and all events in `records`."""
+    """A `DataPlane` of these parts, with all events in `records`.
 
-    def __init__(self, maximum: int = 100) -> None:
+    The time is that of `timers`: by default `loop`, which the test advances.
+    """
+
+    def __init__(self, maximum: int = 100, timers: Timers | None = None) -> None:
         self.loop = ManualLoop(now=1000.0)
+        timers = timers or self.loop
         self.records: list[Event] = []
         self.defects: list[Exception] = []
-        self.reactor = FakeReactor(self.loop)
+        self.reactor = FakeReactor(timers)
         self.connector = FakeConnector(self.reactor)
-        self.admission = Admission(self.loop, self, maximum)
-        self.wheel = TimerWheel(self.loop, self.defects.append)
+        self.admission = Admission(timers, self, maximum)
+        self.wheel = TimerWheel(timers, self.defects.append)
         self.plane = DataPlane(
             reactor=cast("Any", self.reactor),
             pipes=PipePool(0),
