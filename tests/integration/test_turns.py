@@ -62,57 +62,6 @@ async def test_bulk_moves_a_buffer_or_a_pipe_in_a_turn(cleanup: ExitStack) -> No
     assert recorder.defects == []
 
 
-async def test_who_asks_for_another_turn_twice_has_one() -> None:
-    """Or a flow that is never drained would have one more for each of its events."""
-    recorder = Recorder()
-    reactor = Reactor(asyncio.get_running_loop(), recorder.report)
-
-    class Watcher:
-        ready_events: list[int] = []  # noqa: RUF012 - there is one
-
-        def ready(self, events: int) -> None:
-            self.ready_events.append(events)
-
-        def fail(self) -> None: ...
-
-    watcher = Watcher()
-    for _ in range(3):
-        reactor.again(watcher)
-    await turns(3)
-    assert watcher.ready_events == [0]
-    reactor.again(watcher)
-    await turns(3)
-    reactor.stop()
-    assert watcher.ready_events == [0, 0]
-    assert recorder.defects == []
-
-
-async def test_a_defect_costs_the_others_nothing() -> None:
-    recorder = Recorder()
-    reactor = Reactor(asyncio.get_running_loop(), recorder.report)
-    served = []
-
-    class Defective:
-        def ready(self, _events: int) -> None:
-            raise ValueError("ready")
-
-        def fail(self) -> None:
-            raise ValueError("fail")
-
-    class Sound:
-        def ready(self, events: int) -> None:
-            served.append(events)
-
-        def fail(self) -> None: ...
-
-    for watcher in (Defective(), Sound()):
-        reactor.again(watcher)
-    await turns(3)
-    reactor.stop()
-    assert served == [0]
-    assert [str(defect) for defect in recorder.defects] == ["ready", "fail"]
-
-
 async def test_sockets_that_are_always_ready_leave_the_event_loop_its_turn(
     cleanup: ExitStack,
 ) -> None:
