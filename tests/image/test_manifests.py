@@ -25,10 +25,12 @@ DEPLOY = ROOT / "deploy"
 
 OVERLAYS = (
     "overlays/configmap",
+    "overlays/ha",
     "overlays/multus",
     "overlays/openshift-ovn",
     "overlays/openshift-sdn",
     "overlays/ovn-localnet",
+    "examples/available",
     "examples/shop/database",
     "examples/shop/payments",
 )
@@ -46,6 +48,7 @@ FOREIGN = {
     "SecurityContextConstraints",
 }
 ADMIN_PORT = 9153
+ROLE_LABEL = "egress-proxy/role"
 
 
 def require_kubectl() -> str:
@@ -88,6 +91,16 @@ def pod_of(resources: list[Resource]) -> Resource:
     return pod
 
 
+def proxy_of(resources: list[Resource]) -> Resource:
+    return container_of(pod_of(resources), "egress-dns-proxy")
+
+
+def container_of(pod: Resource, name: str) -> Resource:
+    (found,) = (each for each in pod["spec"]["containers"] if each["name"] == name)
+    container: Resource = found
+    return container
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", ["base", *OVERLAYS, *ONCE, "examples/shop"])
 def test_every_manifest_renders_and_is_valid(overlay: str, version: str) -> None:
@@ -107,7 +120,7 @@ def test_every_example_is_valid(name: str, version: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_destinations_service_and_policy_name_the_same_ports(overlay: str, tmp_path: Path) -> None:
     resources = render(overlay)
-    (proxy,) = pod_of(resources)["spec"]["containers"]
+    proxy = proxy_of(resources)
     variables = dict(environment(resources, proxy))
     if "EGRESS_DNS_PROXY_DESTINATION_FILE" in variables:
         mounted = Path(variables["EGRESS_DNS_PROXY_DESTINATION_FILE"])
@@ -126,13 +139,18 @@ def test_destinations_service_and_policy_name_the_same_ports(overlay: str, tmp_p
     assert {port["targetPort"] for port in service["ports"]} == ports
     clients, monitoring = one(resources, "NetworkPolicy")["spec"]["ingress"]
     assert {port["port"] for port in clients["ports"]} == ports
-    assert {port["port"] for port in monitoring["ports"]} == {ADMIN_PORT}
+    assert {port["port"] for port in monitoring["ports"]} == {
+        port["containerPort"]
+        for container in pod_of(resources)["spec"]["containers"]
+        for port in container["ports"]
+    }
+    assert proxy["ports"] == [{"name": "admin", "containerPort": ADMIN_PORT}]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_pod_is_given_time_to_drain(overlay: str) -> None:
     resources = render(overlay)
-    (proxy,) = pod_of(resources)["spec"]["containers"]
+    proxy = proxy_of(resources)
     variables = {
         **environment(resources, proxy),
         "EGRESS_DNS_PROXY_DESTINATION": "80 198.51.100.11",
@@ -170,9 +188,12 @@ def assert_least(container: Resource, *, root: bool, capabilities: list[str]) ->
 def test_the_pod_has_the_least_privilege(pod: Any) -> None:  # noqa: ANN401 - a lazy one
     spec = pod()["spec"]
     (init,) = spec["initContainers"]
-    (proxy,) = spec["containers"]
     assert_least(init, root=True, capabilities=["NET_ADMIN", "NET_RAW"])
-    assert_least(proxy, root=False, capabilities=[])
+    for container in spec["containers"]:
+        if container["name"] == "egress-hold":
+            assert_least(container, root=True, capabilities=["NET_ADMIN", "NET_RAW"])
+        else:
+            assert_least(container, root=False, capabilities=[])
     assert spec["automountServiceAccountToken"] is False
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert {"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"} in spec["securityContext"][
@@ -183,7 +204,7 @@ def test_the_pod_has_the_least_privilege(pod: Any) -> None:  # noqa: ANN401 - a 
 def test_openshift_sdn_gets_its_one_privileged_container_and_no_second() -> None:
     resources = render("overlays/openshift-sdn")
     (init,) = pod_of(resources)["spec"]["initContainers"]
-    (proxy,) = pod_of(resources)["spec"]["containers"]
+    proxy = proxy_of(resources)
     assert init["securityContext"]["privileged"] is True
     # The API server refuses privileged together with a ban on escalation.
     assert init["securityContext"]["allowPrivilegeEscalation"] is True
@@ -196,6 +217,7 @@ def test_openshift_sdn_gets_its_one_privileged_container_and_no_second() -> None
         ("overlays/openshift-ovn", "cluster/openshift"),
         ("overlays/openshift-sdn", "cluster/openshift-sdn"),
         ("examples/shop/payments", "cluster/openshift"),
+        ("examples/available", "cluster/openshift"),
     ],
 )
 def test_the_service_account_may_use_a_constraint_that_admits_its_pod(
@@ -206,7 +228,11 @@ def test_the_service_account_may_use_a_constraint_that_admits_its_pod(
     role = one(once, "ClusterRole")
     (rule,) = role["rules"]
     assert rule["resourceNames"] == [constraint["metadata"]["name"]]
-    binding = one(resources, "RoleBinding")
+    (binding,) = (
+        resource
+        for resource in resources
+        if resource["kind"] == "RoleBinding" and resource["roleRef"]["kind"] == "ClusterRole"
+    )
     assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) == (
         "ClusterRole",
         role["metadata"]["name"],
@@ -282,6 +308,18 @@ def test_a_localnet_attachment_names_itself_as_ovn_kubernetes_wants(tmp_path: Pa
     assert annotations["k8s.v1.cni.cncf.io/networks"] == attachment["metadata"]["name"]
 
 
+def test_high_availability_can_be_added_to_any_overlay(tmp_path: Path) -> None:
+    resources = build(
+        tmp_path,
+        namespace="shop",
+        resources=["DEPLOY/overlays/ovn-localnet"],
+        components=["DEPLOY/components/high-availability"],
+        transformers=["DEPLOY/overlays/ovn-localnet/names"],
+    )
+    assert container_of(pod_of(resources), "egress-hold")
+    assert environment(resources, proxy_of(resources))["EGRESS_HA"] == "lease"
+
+
 def labels_of(resource: Resource) -> dict[str, str]:
     labels: dict[str, str] = resource["spec"]["template"]["metadata"]["labels"]
     return labels
@@ -330,11 +368,13 @@ def test_of_two_routers_in_one_namespace_none_selects_anything_of_the_other(
         (other,) = set(routers) - {router}
         labels = {name: labels_of(one(routers[name], "Deployment")) for name in routers}
         found = [selector for resource in resources for selector in selectors(resource)]
-        # Those of Deployment, Service and NetworkPolicy.
-        assert len(found) == 3
+        # Those of Deployment, Service and NetworkPolicy, and of the PodDisruptionBudget.
+        assert len(found) == (4 if overlay == "overlays/ha" else 3)
         for selector in found:
-            assert selector.items() <= labels[router].items()
-            assert not selector.items() <= labels[other].items()
+            # `hold` makes it "active", in one of the router's own pods.
+            static = {key: value for key, value in selector.items() if key != ROLE_LABEL}
+            assert static.items() <= labels[router].items()
+            assert not static.items() <= labels[other].items()
         # No name is left that a resource had before, and none is the other's.
         mentioned = set(strings(resources))
         for resource in routers[other]:
