@@ -43,8 +43,9 @@ coverage: install ## run the same tests, and show what of the package they cover
 	$(BIN)/coverage report
 
 .PHONY: docs
-docs: install ## make docs/metrics.md anew from the code
+docs: install ## make the documents that are made from the code
 	$(BIN)/python -m docs.metrics
+	$(BIN)/python -m docs.log_events
 
 .PHONY: demo
 demo: install ## show the main job at work, in network namespaces of its own

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.state import MAIN_TABLE
 from tests.support.lab import EGRESS_PROXY, GATEWAY, OUTSIDE, POD, RESERVED
+from tests.support.log_schema import violations
 from tests.support.namespaces import Container
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def run_in_pod(lab: Lab, *command: str, env: dict[str, str], container: Containe
     """Run a command whose output is that of init."""
     done = lab.pod.run(*command, env=env, container=container)
     records = tuple(map(json.loads, done.stdout.splitlines()))
+    assert violations(records) == []
     return Result(done.returncode, records, done.stderr)
 
 

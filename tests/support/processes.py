@@ -10,6 +10,8 @@ import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from tests.support.log_schema import violations
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
@@ -131,6 +133,18 @@ class Process(Command):
         status = super().wait(timeout_s=timeout_s)
         self._reader.join()
         return status
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        if error is None:
+            # What is no record comes of a test that wants it so, or of another command.
+            told = [record for record in self.records if record["event"] is not None]
+            assert violations(told) == []
 
     def terminate(self) -> None:
         """Send SIGTERM."""
