@@ -6,17 +6,17 @@ from pathlib import Path
 
 from egress_proxy.events import Reason
 from egress_proxy.telemetry.counters import BOUNDS_S
-from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX
+from egress_proxy.telemetry.metrics import METRICS
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """\
 # Metrics
 
-Made by `make docs` from `egress_proxy/metrics.py`; do not edit. They are at `/metrics` of
-`EGRESS_DNS_PROXY_ADMIN_LISTEN`, with those of the process (`process_resident_memory_bytes`,
-`process_cpu_seconds_total`, `process_open_fds` …) from the official client library. No label holds
-anything of a client. A destination that a reload has removed keeps its series until one reload
-after its last connection has ended.
+Made by `make docs` from `egress_proxy/telemetry/metrics.py`; do not edit. They are at `/metrics` of
+`EGRESS_DNS_PROXY_ADMIN_LISTEN`, with those of the process that Prometheus' client libraries have
+(`process_resident_memory_bytes`, `process_cpu_seconds_total`, `process_open_fds` …). They are made
+at most once per second. No label holds anything of a client. A destination that a reload has
+removed keeps its series until one reload after its last connection has ended.
 
 | metric | type | labels | meaning |
 |---|---|---|---|
@@ -25,20 +25,10 @@ after its last connection has ended.
 
 def page() -> str:
     """The whole text."""
-    rows: list[tuple[str, str, tuple[str, ...], str]] = [
-        (
-            PREFIX + metric.name + ("_total" if metric.kind == "counter" else ""),
-            metric.kind,
-            metric.labels,
-            metric.meaning,
-        )
-        for metric in METRICS
-    ]
-    name, labels, meaning = CONNECT_DURATION
-    rows.append((PREFIX + name, "histogram", labels, meaning))
     table = "\n".join(
-        f"| `{name}` | {kind} | {', '.join(f'`{label}`' for label in labels)} | {meaning} |"
-        for name, kind, labels, meaning in rows
+        f"| `{metric.full_name}` | {metric.kind} "
+        f"| {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
+        for metric in METRICS
     )
     reasons = ", ".join(f"`{reason}`" for reason in Reason)
     bounds = ", ".join(f"{bound:g}" for bound in BOUNDS_S)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from egress_proxy.events import ConnectionClosed, Reason
 from egress_proxy.forwarding.keepalive import keep_alive
+from egress_proxy.forwarding.live import Live
 from egress_proxy.forwarding.race import ATTEMPT_DELAY_S, EXHAUSTED, NO_PORT, Race
 from egress_proxy.relay.reactor import ERROR, reset_on_close
 from egress_proxy.relay.relay import Relay
@@ -54,7 +55,7 @@ class Origin:
     """What the connections of one destination share.
 
     It outlives the destination when a reload removes that: connections keep what held for them.
-    `active` counts them; `on_all_failed` is called when no address answered a client.
+    `live` counts them; `on_all_failed` is called when no address answered a client.
     """
 
     data_plane: DataPlane
@@ -64,7 +65,7 @@ class Origin:
     upstreams: Upstreams
     gate: Gate
     on_all_failed: Callable[[], None] = _do_nothing
-    active: int = 0
+    live: Live = field(default_factory=Live)
 
     def allows(self, client_address: Sequence[object]) -> bool:
         networks = self.limits.allow_clients
@@ -85,6 +86,8 @@ class Connection:
         "_client_events",
         "_closed",
         "_connected_at",
+        "_counted_to_client",
+        "_counted_to_upstream",
         "_error_number",
         "_needs_keepalive",
         "_race",
@@ -114,17 +117,21 @@ class Connection:
         self._relay: Relay | None = None
         self._race: Race | None = None
         self._closed = False
+        # The bytes of this connection that `origin.live` has.
+        self._counted_to_upstream = 0
+        self._counted_to_client = 0
 
-    @property
-    def moved(self) -> tuple[int, int]:
-        """Octets to the upstream and to the client so far."""
+    def count_bytes(self) -> None:
+        """Add what was relayed since the last call to `origin.live`."""
         relay = self._relay
-        return (relay.up.count, relay.down.count) if relay else (0, 0)
+        if relay is not None:
+            self._count_bytes(relay.up.count, relay.down.count)
 
-    @property
-    def established(self) -> bool:
-        """Whether the upstream was reached."""
-        return self._relay is not None
+    def _count_bytes(self, to_upstream: int, to_client: int) -> None:
+        live = self.origin.live
+        live.bytes_to_upstream += to_upstream - self._counted_to_upstream
+        live.bytes_to_client += to_client - self._counted_to_client
+        self._counted_to_upstream, self._counted_to_client = to_upstream, to_client
 
     @property
     def host(self) -> Address | str:
@@ -143,7 +150,7 @@ class Connection:
         """
         origin = self.origin
         plane = origin.data_plane
-        origin.active += 1
+        origin.live.active += 1
         plane.admission.enter()
         plane.wheel.schedule(self, min(ATTEMPT_DELAY_S, origin.limits.connect_timeout_s))
         try:
@@ -182,6 +189,7 @@ class Connection:
             with contextlib.suppress(OSError):
                 self._source = sock.getsockname()
         self._relay = Relay(plane.reactor, plane.pipes, self._client, sock, self)
+        self.origin.live.established += 1
         self._relay.start(self._client_events, events)
 
     def unconnected(self, reason: Reason, error_number: int, endpoint: Endpoint | None) -> None:
@@ -265,7 +273,11 @@ class Connection:
         now = monotonic()
         relay, race = self._relay, self._race
         self._relay = self._race = None
-        origin.active -= 1
+        origin.live.active -= 1
+        if relay is not None:
+            origin.live.established -= 1
+            # All bytes are in the event below.
+            self._count_bytes(0, 0)
         plane.observer.observe(
             ConnectionClosed(
                 listener=origin.destination.port,

@@ -56,7 +56,7 @@ class HoldPages:
         self._counts = counts
         self._paths = {"/livez": self._livez, "/readyz": self._readyz, "/metrics": self._metrics}
 
-    def answer(self, method: str, target: str) -> Answer:
+    async def answer(self, method: str, target: str) -> Answer:
         """The answer to a request."""
         page = self._paths.get(target.partition("?")[0])
         if page is None:
@@ -64,6 +64,9 @@ class HoldPages:
         if method not in ("GET", "HEAD"):
             return _text(405, "nothing can be changed here", (("Allow", "GET, HEAD"),))
         return page()
+
+    async def stop(self) -> None:
+        """Nothing is made in the background here."""
 
     def _livez(self) -> Answer:
         state, now = self._take()

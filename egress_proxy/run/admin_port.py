@@ -1,7 +1,7 @@
-"""The port of health, metrics and the status page: taken early, served late, given back.
+"""The port of health, metrics and the status page: bound early, served late, closed at the end.
 
-It is taken before anything is served, so that a port that can't be had is told with all else that
-stands in the way of starting. What is served there is `admin`'s.
+It is bound before anything is served, so that a port that is taken is reported together with all
+other problems of the start. `telemetry.admin` serves the requests.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.pod.preconditions import bind_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from egress_proxy.config.run_variables import AdminListen
     from egress_proxy.errors import Problem
-    from egress_proxy.telemetry.admin import AdminServer
-    from egress_proxy.telemetry.status import Status
+    from egress_proxy.telemetry.admin import AdminServer, StatusSource
 
 
 class AdminPort:
-    """The port of `wanted`, if any; at `inside`, where the cluster is, unless it says where."""
+    """The port of `wanted`, if any; on the pod network (`inside`) if `wanted` has no address."""
 
     def __init__(self, wanted: AdminListen | None, inside: Sequence[ListenPoint]) -> None:
         self._wanted = wanted
@@ -32,7 +31,7 @@ class AdminPort:
         self._server: AdminServer | None = None
 
     def bind(self) -> list[Problem]:
-        """Take the port; what stands in the way."""
+        """Bind the port; returns what stands in the way."""
         if self._wanted is None:
             return []
         address, port = self._wanted
@@ -45,18 +44,18 @@ class AdminPort:
                 problems.append(bind_problem(ADMIN_LISTEN.name, port, point.address, error))
         return problems
 
-    async def serve(self, take: Callable[[], Status]) -> None:
-        """Answer from now on, with what `take` returns."""
+    async def serve(self, source: StatusSource) -> None:
+        """Answer requests from now on, with the state that `source` returns."""
         if not self._sockets:
             return
-        # A daemon without this port does not pay for HTTP and the metrics' library.
+        # A daemon without this port does not pay for HTTP.
         from egress_proxy.telemetry.admin import AdminServer, Pages  # noqa: PLC0415 - see above
 
-        self._server = AdminServer(Pages(take))
+        self._server = AdminServer(Pages(source))
         await self._server.start(self._sockets)
 
     async def stop(self) -> None:
-        """Give the port back, served or not."""
+        """Close the port, served or not."""
         if self._server is not None:
             await self._server.stop()
         for sock in self._sockets:

@@ -152,7 +152,13 @@ class Daemon:
         self._address_monitor.on_change = lambda: self._table.reach(self._address_monitor.families)
         self._address_monitor.on_addresses_changed = self._table.set_own_addresses
         self._snapshot = Snapshot(
-            settings, self._data_plane.admission, self._address_monitor, self._table, counters, log
+            settings,
+            self._data_plane.admission,
+            self._address_monitor,
+            self._table,
+            supervisor=self._supervisor,
+            counters=counters,
+            log=log,
         )
         self._reload = Reload(
             self._read_destinations,
@@ -232,7 +238,7 @@ class Daemon:
             )
         )
         self._table.open(forwarders)
-        await self._admin_port.serve(self._snapshot.take)
+        await self._admin_port.serve(self._snapshot)
         spawn = self._supervisor.spawn
         self._until_drain = [
             spawn("announce ready", self._announce_ready),

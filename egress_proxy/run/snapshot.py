@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__
+from egress_proxy.forwarding.live import Live
 from egress_proxy.telemetry import status
 from egress_proxy.telemetry.counters import Ended
-from egress_proxy.telemetry.status import Failure, ListenerState, Status, Upstream
+from egress_proxy.telemetry.status import Check, Destination, ListenerState, Port, Status, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from egress_proxy.config.settings import Settings
     from egress_proxy.forwarding.admission import Admission
-    from egress_proxy.forwarding.connection import Origin
     from egress_proxy.forwarding.forwarder import Forwarder
     from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.run.destination_table import DestinationTable
+    from egress_proxy.supervisor import Supervisor
     from egress_proxy.telemetry.counters import Counters
+
+# So many are looked at before the event loop turns; each is about half a millisecond's work.
+_CONNECTIONS_PER_TURN = 1000
+_DESTINATIONS_PER_TURN = 100
 
 
 class Log(Protocol):
-    """What there is to know of the log."""
+    """What the status has of the log."""
 
     @property
     def debug(self) -> bool: ...
@@ -36,34 +42,17 @@ class Log(Protocol):
 Key = tuple[int, str]
 
 
-class _Live:
-    """The connections to one destination that are not over."""
-
-    def __init__(self) -> None:
-        self.active = 0
-        self.established = 0
-        self.to_upstream = 0
-        self.to_client = 0
-
-    def add(self, other: _Live) -> None:
-        self.active += other.active
-        self.established += other.established
-        self.to_upstream += other.to_upstream
-        self.to_client += other.to_client
-
-
 class Snapshot:
-    """Looks when it is asked; nothing is counted here, and nothing is paid for a connection.
+    """Reads the figures on demand. Between scrapes a connection pays nothing for them."""
 
-    A look costs a microsecond or less for each connection there is: its octets are read off it.
-    """
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it reads from all of them
         self,
         settings: Settings,
         admission: Admission,
         address_monitor: AddressMonitor,
         table: DestinationTable,
+        *,
+        supervisor: Supervisor,
         counters: Counters,
         log: Log,
     ) -> None:
@@ -71,12 +60,32 @@ class Snapshot:
         self._admission = admission
         self._address_monitor = address_monitor
         self._table = table
+        self._supervisor = supervisor
         self._counters = counters
         self._log = log
         self._started = time.time()
+        # Forwarders that a reload has removed, as long as they have connections.
+        self._removed: list[Forwarder] = []
         self.draining = False
 
-    def take(self) -> Status:
+    @property
+    def down(self) -> tuple[str, ...]:
+        """The tasks that have failed and wait for their restart."""
+        return self._supervisor.down
+
+    def readiness(self) -> tuple[Check, ...]:
+        """Whether clients should be sent to this pod; independent of how many connections are."""
+        return status.readiness(
+            draining=self.draining,
+            sources=self._address_monitor.sources,
+            ports=map(self._port, self._table.forwarders.values()),
+            reloads=self._counters.reloads,
+        )
+
+    async def take(self) -> Status:
+        """The whole status. The event loop turns meanwhile: figures differ by milliseconds."""
+        await self._count_bytes()
+        destinations = await self._destinations()
         return Status(
             version=__version__,
             python=platform.python_version(),
@@ -89,7 +98,7 @@ class Snapshot:
             active=self._admission.active,
             maximum=self._admission.maximum,
             pauses=self._admission.pauses,
-            destinations=self._destinations(),
+            destinations=destinations,
             names=tuple(map(self._counters.name, self._table.refreshers)),
             reloads=self._counters.reloads,
             log_dropped=self._log.dropped,
@@ -97,78 +106,90 @@ class Snapshot:
         )
 
     def forget(self, before: Iterable[Forwarder]) -> None:
-        """Forget the counts of what was not even among the destinations `before` a reload."""
-        kept = [_key(forwarder) for forwarder in (*before, *self._table.forwarders.values())]
-        self._counters.retain_only([*kept, *self._live()], self._table.refreshers)
+        """Drop the counters of destinations that were removed before the last reload.
 
-    def _live(self) -> dict[Key, _Live]:
-        # There may be many thousands: as little as can be is done for each.
-        by_origin: dict[Origin, _Live] = {}
-        for connection in self._table.connections():
-            origin = connection.origin
-            live = by_origin.get(origin)
-            if live is None:
-                live = by_origin[origin] = _Live()
-            to_upstream, to_client = connection.moved
-            live.active += 1
-            live.established += connection.established
-            live.to_upstream += to_upstream
-            live.to_client += to_client
-        found: dict[Key, _Live] = {}
-        for origin, live in by_origin.items():
-            # Two may have one name: a destination that was changed, and changed back.
-            found.setdefault(_key(origin), _Live()).add(live)
-        return found
+        `before` are the forwarders from before the last reload.
+        """
+        current = self._table.forwarders.values()
+        before = list(before)
+        removed = {*self._removed, *before}.difference(current)
+        self._removed = [forwarder for forwarder in removed if forwarder.origin.live.active]
+        kept = map(_key, (*self._removed, *before, *current))
+        self._counters.retain_only(set(kept), self._table.refreshers)
 
-    def _destinations(self) -> tuple[status.Destination, ...]:
+    async def _count_bytes(self) -> None:
+        """Add to each forwarder's figures what its connections have relayed since the last time."""
+        for number, connection in enumerate(self._table.connections(), 1):
+            connection.count_bytes()
+            if number % _CONNECTIONS_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _destinations(self) -> tuple[Destination, ...]:
         current = {_key(forwarder): forwarder for forwarder in self._table.forwarders.values()}
-        live, ended = self._live(), self._counters.ended
-        # A port that leads elsewhere now, or is gone, is told of as long as its counts are kept.
-        return tuple(
-            self._destination(key, current.get(key), live.get(key), ended.get(key))
-            for key in sorted(current.keys() | live.keys() | ended.keys())
-        )
+        live: dict[Key, Live] = {key: forwarder.origin.live for key, forwarder in current.items()}
+        for forwarder in self._removed:
+            # A destination that was removed and added again has two forwarders.
+            key = _key(forwarder)
+            live[key] = live.get(key, Live()) + forwarder.origin.live
+        found = []
+        for number, key in enumerate(sorted(live.keys() | self._counters.ended.keys()), 1):
+            found.append(self._destination(key, current.get(key), live.get(key, Live())))
+            if number % _DESTINATIONS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        return tuple(found)
 
-    def _destination(
-        self, key: Key, forwarder: Forwarder | None, live: _Live | None, ended: Ended | None
-    ) -> status.Destination:
-        live, ended = live or _Live(), ended or Ended()
+    def _destination(self, key: Key, forwarder: Forwarder | None, live: Live) -> Destination:
+        ended = self._counters.ended.get(key) or Ended()
+        port = self._port(forwarder) if forwarder else Port(key[0], "removed")
         host = forwarder.destination.host if forwarder else None
-        return status.Destination(
-            listener=key[0],
+        return Destination(
+            listener=port.listener,
+            state=port.state,
+            error=port.error,
             destination=key[1],
             name=host if isinstance(host, str) else None,
-            state=self._state(forwarder),
-            error=forwarder.listener.error if forwarder else "",
-            upstreams=_upstreams(forwarder),
+            upstreams=tuple(_upstreams(forwarder)) if forwarder else (),
             upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
             total=live.active + ended.total,
             established=live.established + sum(ended.connects),
             connect_times=ended.connect_times,
-            ended=dict(ended.reasons),
-            bytes_to_upstream=live.to_upstream + ended.bytes_to_upstream,
-            bytes_to_client=live.to_client + ended.bytes_to_client,
-            last_failure=Failure(what=ended.failure, at=ended.failed_at) if ended.failure else None,
+            ended=ended.reasons,
+            bytes_to_upstream=live.bytes_to_upstream + ended.bytes_to_upstream,
+            bytes_to_client=live.bytes_to_client + ended.bytes_to_client,
+            last_failure=ended.last_failure,
         )
 
-    def _state(self, forwarder: Forwarder | None) -> ListenerState:
-        if forwarder is None:
-            return "removed"
+    def _port(self, forwarder: Forwarder) -> Port:
+        state = self._state(forwarder)
+        error = forwarder.listener.error
+        if state == "refusing":
+            error = self._why_refusing(forwarder)
+        return Port(forwarder.destination.port, state, error)
+
+    def _state(self, forwarder: Forwarder) -> ListenerState:
         listener = forwarder.listener
-        if listener.state != "listening":
-            return listener.state
-        return "listening" if self._admission.takes_clients(listener) else "paused"
+        if listener.state == "listening" and not self._admission.takes_clients(listener):
+            return "paused"
+        return listener.state
+
+    def _why_refusing(self, forwarder: Forwarder) -> str:
+        host = forwarder.destination.host
+        if isinstance(host, str):
+            name = self._counters.name(host)
+            if not name.addresses:
+                failure = name.last_failure
+                return f"{host}: {failure.what if failure else 'not resolved yet'}"
+        if any(source.problem for source in self._address_monitor.sources):
+            return "no source address to reach it from"
+        # An address that is the pod's own when it starts is refused at the start.
+        return "its address is now one of the pod's own"
 
 
-def _key(entry: Forwarder | Origin) -> Key:
-    return entry.destination.port, entry.name
+def _key(forwarder: Forwarder) -> Key:
+    return forwarder.destination.port, forwarder.name
 
 
-def _upstreams(forwarder: Forwarder | None) -> tuple[Upstream, ...]:
-    if forwarder is None:
-        return ()
-    return tuple(
-        Upstream(address=str(address), healthy=healthy)
-        for address, healthy in forwarder.upstreams.health()
-    )
+def _upstreams(forwarder: Forwarder) -> Iterator[Upstream]:
+    for address, healthy in forwarder.upstreams.health():
+        yield Upstream(address=str(address), healthy=healthy)

@@ -1,9 +1,8 @@
-"""The observer that counts.
+"""The observer that counts events.
 
-Plain integers in plain dictionaries, because it is called for each connection: no lock, no label
-object, no text. Whoever asks (`status`) turns them into something to read. A destination that is
-configured no more is forgotten one reload after its last connection has ended, so that nothing
-grows with the number of reloads.
+It is called for each connection, so it only adds plain integers: no lock, no label object, no text.
+Counters of a removed destination are dropped at the first reload after its last connection ended,
+so that nothing grows with the number of reloads.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 # 10 s is the default connect timeout. Few, because each destination has all of them.
 BOUNDS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 3.0, 10.0)
 
-# Reasons that say that a destination, not a client, is in trouble.
+# Reasons that blame the destination, not the client.
 _FAILURES = frozenset(
     {
         Reason.UPSTREAM_RESET,
@@ -50,7 +49,7 @@ LOOKUP_RESULTS = ("resolved", "stale", "unresolved")
 
 
 class Ended:
-    """The connections of one destination that have ended; `failed_at` is a Unix time.
+    """The connections of one destination that have ended.
 
     `connects` counts, for each of `BOUNDS_S` and for more, those that were established that fast.
     """
@@ -60,8 +59,7 @@ class Ended:
         "bytes_to_upstream",
         "connects",
         "connects_s",
-        "failed_at",
-        "failure",
+        "last_failure",
         "reasons",
         "total",
     )
@@ -69,12 +67,11 @@ class Ended:
     def __init__(self) -> None:
         self.reasons = dict.fromkeys(map(str, Reason), 0)
         self.total = 0
-        self.bytes_to_upstream = 0
-        self.bytes_to_client = 0
         self.connects = [0] * (len(BOUNDS_S) + 1)
         self.connects_s = 0.0
-        self.failure: Reason | None = None
-        self.failed_at = 0.0
+        self.bytes_to_upstream = 0
+        self.bytes_to_client = 0
+        self.last_failure: Failure | None = None
 
     @property
     def connect_times(self) -> ConnectTimes:
@@ -82,34 +79,17 @@ class Ended:
         return ConnectTimes(within=tuple(within), count=count, sum_s=self.connects_s)
 
 
-class _Name:
-    """What the records have said of one name; times are Unix seconds."""
-
-    def __init__(self) -> None:
-        self.lookups = dict.fromkeys(LOOKUP_RESULTS, 0)
-        self.addresses = 0
-        self.stale = False
-        self.fresh_until = 0.0
-        self.last_success: float | None = None
-        self.last_failure: Failure | None = None
-
-    def failed(self, result: str, error: str) -> None:
-        self.lookups[result] += 1
-        self.stale = result == "stale"
-        self.last_failure = Failure(what=error, at=time.time())
-
-
 class Counters:
-    """Counts what the records say."""
+    """Counts events; keys of `ended` are listening port and destination, of `names` the names."""
 
     def __init__(self) -> None:
         self.ended: dict[tuple[int, str], Ended] = {}
         self.upstream_failures: Counter[str] = Counter()
+        self.names: dict[str, Name] = {}
+        self.reloads = Reloads()
         self.defects = 0
-        self._names: dict[str, _Name] = {}
-        self._reloads = Reloads(reloaded=0, rejected=0, last=None, problems=())
-        self._takers: dict[type[Event], Callable[..., None]] = {
-            ConnectionClosed: self._count,
+        self._handlers: dict[type[Event], Callable[..., None]] = {
+            ConnectionClosed: self._connection_closed,
             DestinationResolved: self._resolved,
             DestinationChanged: self._changed,
             DestinationStale: self._stale,
@@ -121,63 +101,66 @@ class Counters:
         }
 
     def observe(self, event: Event) -> None:
-        take = self._takers.get(type(event))
-        if take is not None:
-            take(event)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
 
-    def _count(self, record: ConnectionClosed) -> None:
-        key = (record.listener, record.destination)
+    def _connection_closed(self, event: ConnectionClosed) -> None:
+        key = (event.listener, event.destination)
         ended = self.ended.get(key)
         if ended is None:
             ended = self.ended[key] = Ended()
-        reason = record.reason
-        ended.reasons[reason] += 1
+        ended.reasons[event.reason] += 1
         ended.total += 1
-        ended.bytes_to_upstream += record.bytes_to_upstream
-        ended.bytes_to_client += record.bytes_to_client
-        if record.connect_s is not None:
-            ended.connects[bisect_left(BOUNDS_S, record.connect_s)] += 1
-            ended.connects_s += record.connect_s
-        if reason in _FAILURES:
-            ended.failure = reason
-            ended.failed_at = time.time()
+        ended.bytes_to_upstream += event.bytes_to_upstream
+        ended.bytes_to_client += event.bytes_to_client
+        if event.connect_s is not None:
+            ended.connects[bisect_left(BOUNDS_S, event.connect_s)] += 1
+            ended.connects_s += event.connect_s
+        if event.reason in _FAILURES:
+            ended.last_failure = Failure(what=event.reason, at=time.time())
 
-    def _name(self, name: str) -> _Name:
-        return self._names.setdefault(name, _Name())
+    def name(self, name: str) -> Name:
+        """What is known of `name`, also before the first answer."""
+        known = self.names.get(name)
+        if known is None:
+            known = self.names[name] = Name(name=name, lookups=dict.fromkeys(LOOKUP_RESULTS, 0))
+        return known
 
-    def _resolved(self, record: DestinationResolved) -> None:
-        name = self._name(record.destination)
+    def _resolved(self, event: DestinationResolved) -> None:
+        name = self.name(event.destination)
         name.lookups["resolved"] += 1
         name.stale = False
         name.last_success = time.time()
-        name.fresh_until = name.last_success + record.ttl_s
+        name.fresh_until = name.last_success + event.ttl_s
 
-    def _changed(self, record: DestinationChanged) -> None:
-        self._name(record.destination).addresses = len(record.addresses)
+    def _changed(self, event: DestinationChanged) -> None:
+        self.name(event.destination).addresses = len(event.addresses)
 
-    def _stale(self, record: DestinationStale) -> None:
-        self._name(record.destination).failed("stale", record.error)
+    def _stale(self, event: DestinationStale) -> None:
+        self._lookup_failed("stale", event)
 
-    def _unresolved(self, record: DestinationUnresolved) -> None:
-        self._name(record.destination).failed("unresolved", record.error)
+    def _unresolved(self, event: DestinationUnresolved) -> None:
+        self._lookup_failed("unresolved", event)
 
-    def _upstream_failed(self, record: UpstreamFailed) -> None:
-        self.upstream_failures[record.destination] += 1
+    def _lookup_failed(self, result: str, event: DestinationStale | DestinationUnresolved) -> None:
+        name = self.name(event.destination)
+        name.lookups[result] += 1
+        name.stale = result == "stale"
+        name.last_failure = Failure(what=event.error, at=time.time())
 
-    def _reloaded(self, _record: ConfigReloaded) -> None:
-        before = self._reloads
-        self._reloads = Reloads(
-            reloaded=before.reloaded + 1, rejected=before.rejected, last=time.time(), problems=()
-        )
+    def _upstream_failed(self, event: UpstreamFailed) -> None:
+        self.upstream_failures[event.destination] += 1
 
-    def _rejected(self, record: ConfigRejected) -> None:
-        before = self._reloads
-        self._reloads = Reloads(
-            reloaded=before.reloaded,
-            rejected=before.rejected + 1,
-            last=time.time(),
-            problems=record.problems,
-        )
+    def _reloaded(self, _event: ConfigReloaded) -> None:
+        self.reloads.reloaded += 1
+        self.reloads.last = time.time()
+        self.reloads.problems = ()
+
+    def _rejected(self, event: ConfigRejected) -> None:
+        self.reloads.rejected += 1
+        self.reloads.last = time.time()
+        self.reloads.problems = event.problems
 
     def _defect(self, _event: DaemonDefect) -> None:
         self.defects += 1
@@ -185,27 +168,10 @@ class Counters:
     def retain_only(
         self, destinations: Collection[tuple[int, str]], names: Collection[str]
     ) -> None:
-        """Forget what is counted for others than `destinations` and `names`."""
+        """Drop the counters of all others than `destinations` and `names`."""
         for key in self.ended.keys() - set(destinations):
             del self.ended[key]
         for destination in self.upstream_failures.keys() - {name for _, name in destinations}:
             del self.upstream_failures[destination]
-        for name in self._names.keys() - set(names):
-            del self._names[name]
-
-    @property
-    def reloads(self) -> Reloads:
-        return self._reloads
-
-    def name(self, name: str) -> Name:
-        """What is known of `name`, also before the first answer."""
-        known = self._names.get(name) or _Name()
-        return Name(
-            name=name,
-            lookups=dict(known.lookups),
-            addresses=known.addresses,
-            stale=known.stale,
-            ttl_left_s=max(known.fresh_until - time.time(), 0.0),
-            last_success=known.last_success,
-            last_failure=known.last_failure,
-        )
+        for name in self.names.keys() - set(names):
+            del self.names[name]

@@ -1,19 +1,24 @@
-"""What an operator is told of the daemon, as one frozen value: a snapshot.
+"""The state of the daemon as an operator sees it.
 
 The status page shows it, `/status.json` is it, `/metrics` is another form of it, and readiness is
-read off it, so that they never contradict each other. Times are Unix seconds, durations seconds,
-sizes octets. Nothing in it comes from a client.
+computed from the same values, so these never contradict each other. Times are Unix seconds,
+durations seconds, sizes bytes. Nothing in it comes from a client.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
 ListenerState = Literal["listening", "paused", "refusing", "failed", "removed"]
-# The states in which a port serves its clients, paused ones a little later.
+# The states in which a port serves its clients; those of a paused one wait for a moment.
 SERVING = frozenset({"listening", "paused"})
+# Readiness lists so many ports that do not serve their clients, and then only their number.
+_LISTED_PORTS = 20
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,54 +29,64 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """A source address; `problem` is empty while it can be sent from."""
+    """A source address; `problem` is empty while it can be used."""
 
     address: str
     problem: str
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """An address of a destination; not healthy from a failure until it answers a client again."""
+    """An address of a destination; after a failure it is unhealthy until it answers a client."""
 
     address: str
     healthy: bool
 
 
-class Name(msgspec.Struct, frozen=True, kw_only=True):
-    """What DNS says of a name; `lookups` counts them by result."""
+class Name(msgspec.Struct, kw_only=True):
+    """The look-ups of a name so far, counted by result.
+
+    `addresses` is the number of addresses in use, `stale` whether they are those of an earlier
+    answer because look-ups fail. The last answer is valid until `fresh_until`.
+    """
 
     name: str
     lookups: dict[str, int]
-    addresses: int
-    stale: bool
-    ttl_left_s: float
-    last_success: float | None
-    last_failure: Failure | None
+    addresses: int = 0
+    stale: bool = False
+    fresh_until: float = 0.0
+    last_success: float | None = None
+    last_failure: Failure | None = None
 
 
 class ConnectTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """How many connections were established within each of `counters.BOUNDS_S`, and in all."""
+    """How long connecting took, of connections that have ended.
+
+    `within` counts for each of `counters.BOUNDS_S` how many were as fast, `count` all.
+    """
 
     within: tuple[int, ...]
     count: int
     sum_s: float
 
 
-class Destination(msgspec.Struct, frozen=True, kw_only=True):
-    """One listening port; `ended` counts its connections by reason.
-
-    `established` counts those that reached the remote host; `connect_times` are of those that have
-    ended since.
-    `error` says why the port cannot listen; it is empty unless `state` is failed.
-    `upstream_failures` is how often one of the destination's addresses failed that was healthy
-    before; ports with the same destination share the number.
-    """
+class Port(msgspec.Struct, frozen=True):
+    """A listening port; `error` says why it does not serve its clients, empty if it does."""
 
     listener: int
+    state: ListenerState
+    error: str = ""
+
+
+class Destination(Port, frozen=True, kw_only=True):
+    """One listening port and its connections; `ended` counts by reason those that have ended.
+
+    `established` counts those that have reached an upstream, ended or not. `upstream_failures` is
+    how often one of the destination's addresses failed that was healthy before; ports with the
+    same destination share the number.
+    """
+
     destination: str
     name: str | None
-    state: ListenerState
-    error: str
     upstreams: tuple[Upstream, ...]
     upstream_failures: int
     active: int
@@ -84,17 +99,17 @@ class Destination(msgspec.Struct, frozen=True, kw_only=True):
     last_failure: Failure | None
 
 
-class Reloads(msgspec.Struct, frozen=True, kw_only=True):
+class Reloads(msgspec.Struct, kw_only=True):
     """Reloads of the destinations; `problems` are those of the last one, if it was rejected."""
 
-    reloaded: int
-    rejected: int
-    last: float | None
-    problems: tuple[str, ...]
+    reloaded: int = 0
+    rejected: int = 0
+    last: float | None = None
+    problems: tuple[str, ...] = ()
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it."""
+    """The whole state."""
 
     version: str
     python: str
@@ -125,52 +140,43 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-def readiness(status: Status) -> tuple[Check, ...]:
+def readiness(
+    *, draining: bool, sources: Iterable[Source], ports: Iterable[Port], reloads: Reloads
+) -> tuple[Check, ...]:
     """Whether clients should be sent to this pod, one check per condition.
 
-    As long as one port serves its clients, ports that refuse theirs are warnings: the pod is the
-    only one that can serve the others. The same holds for a rejected reload.
+    As long as one port serves its clients, ports that do not are warnings: the pod is the only one
+    that can serve the others. The same holds for a rejected reload.
     """
-    unserved = _unserved(status)
-    serving = any(destination.state in SERVING for destination in status.destinations)
+    current = [port for port in ports if port.state != "removed"]
+    unserved = _listed([port for port in current if port.state not in SERVING])
+    serving = any(port.state in SERVING for port in current)
     return (
-        Check(name="drain", problems=("the pod is draining",) if status.draining else ()),
+        Check(name="drain", problems=("the pod is draining",) if draining else ()),
         Check(
             name="source",
             problems=tuple(
                 f"source address {source.address}: {source.problem}"
-                for source in status.sources
+                for source in sources
                 if source.problem
             ),
         ),
         Check(
             name="destinations",
-            problems=() if serving else tuple(unserved) or ("there is no destination",),
-            warnings=tuple(unserved) if serving else (),
+            problems=() if serving else unserved or ("there is no destination",),
+            warnings=unserved if serving else (),
         ),
-        Check(name="reload", problems=(), warnings=status.reloads.problems),
+        Check(name="reload", problems=(), warnings=reloads.problems),
     )
 
 
-def _unserved(status: Status) -> list[str]:
-    """Why each port that does not serve its clients does not."""
-    names = {name.name: name for name in status.names}
-    # An address that is the pod's own at the start is refused then.
-    other = (
-        "no source address to reach it from"
-        if any(source.problem for source in status.sources)
-        else "its address is the pod's own by now"
-    )
-    reasons = []
-    for destination in status.destinations:
-        if destination.state == "failed":
-            reasons.append(f"port {destination.listener} cannot listen: {destination.error}")
-        if destination.state != "refusing":
-            continue
-        name = names.get(destination.name or "")
-        reason = other
-        if name is not None and not name.addresses:
-            failure = name.last_failure
-            reason = f"{name.name}: {failure.what if failure else 'not resolved yet'}"
-        reasons.append(f"port {destination.listener} refuses its clients: {reason}")
-    return reasons
+def _listed(ports: Sequence[Port]) -> tuple[str, ...]:
+    lines = [
+        f"port {port.listener} "
+        + ("cannot listen" if port.state == "failed" else "refuses its clients")
+        + f": {port.error}"
+        for port in ports[:_LISTED_PORTS]
+    ]
+    if more := len(ports) - len(lines):
+        lines.append(f"and {more} more")
+    return tuple(lines)

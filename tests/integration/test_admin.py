@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from contextlib import asynccontextmanager
@@ -14,14 +15,12 @@ import pytest
 from egress_proxy.config.run_variables import AdminListen
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.run.admin_port import AdminPort
-from egress_proxy.telemetry.admin import MAX_CLIENTS, AdminServer, Pages
+from egress_proxy.telemetry.admin import MAX_CLIENTS, MAX_WAITING, AdminServer, Pages
 from tests.support.peers import Peer
-from tests.support.statuses import destination, status
+from tests.support.statuses import Shown, destination, status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-    from egress_proxy.telemetry.status import Status
 
 pytestmark = pytest.mark.asyncio
 
@@ -33,7 +32,7 @@ class Admin:
     """A server on loopback that shows `shown`."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.shown: Status = READY
+        self.source = Shown(READY)
         self.address: tuple[str, int] = sock.getsockname()
         self.server: AdminServer
 
@@ -60,10 +59,10 @@ class Admin:
 
 
 @asynccontextmanager
-async def serving(timeout_s: float = 60) -> AsyncIterator[Admin]:
+async def serving(timeout_s: float = 60, *, fresh_s: float = 60) -> AsyncIterator[Admin]:
     sock = socket.create_server(("127.0.0.1", 0))
     admin = Admin(sock)
-    server = admin.server = AdminServer(Pages(lambda: admin.shown), timeout_s=timeout_s)
+    server = admin.server = AdminServer(Pages(admin.source, fresh_s=fresh_s), timeout_s=timeout_s)
     await server.start([sock])
     try:
         yield admin
@@ -75,7 +74,7 @@ async def test_the_kubelets_questions() -> None:
     async with serving() as admin:
         assert (await admin.get("/livez"))[::2] == (b"HTTP/1.1 200 OK", b"ok\n")
         assert (await admin.get("/readyz"))[::2] == (b"HTTP/1.1 200 OK", b"ok\n")
-        admin.shown = NOT_READY
+        admin.source.status = NOT_READY
         assert (await admin.get("/livez"))[0] == b"HTTP/1.1 200 OK"
         assert (await admin.get("/readyz"))[::2] == (
             b"HTTP/1.1 503 Service Unavailable",
@@ -89,9 +88,18 @@ async def test_the_kubelets_questions() -> None:
         )
 
 
+async def test_the_daemon_is_not_alive_while_a_task_of_it_is_not_running() -> None:
+    async with serving() as admin:
+        admin.source.down = ("reload", "resolve a.example")
+        assert (await admin.get("/livez"))[::2] == (
+            b"HTTP/1.1 503 Service Unavailable",
+            b"not running: reload\nnot running: resolve a.example\n",
+        )
+
+
 async def test_readiness_lists_what_needs_attention() -> None:
     async with serving() as admin:
-        admin.shown = status(destination(), destination("failed", port=81))
+        admin.source.status = status(destination(), destination("failed", port=81))
         assert (await admin.get("/readyz"))[::2] == (b"HTTP/1.1 200 OK", b"ok\n")
         assert (await admin.get("/readyz?verbose"))[2] == (
             b"[+]drain ok\n"
@@ -105,7 +113,7 @@ async def test_the_pages() -> None:
     async with serving() as admin:
         _, headers, body = await admin.get("/metrics")
         assert headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-        assert b'egress_proxy_listener_up{listener="80"} 1.0\n' in body
+        assert b'egress_proxy_listener_up{listener="80"} 1\n' in body
         _, headers, body = await admin.get("/status.json")
         assert headers["Content-Type"] == "application/json"
         assert json.loads(body)["status"]["destinations"][0]["destination"] == "192.0.2.1:80"
@@ -208,7 +216,7 @@ async def test_a_client_that_takes_too_long_is_reset(octets: bytes) -> None:
 async def test_a_client_that_reads_nothing_is_reset() -> None:
     async with serving(timeout_s=0.2) as admin:
         # More than the kernel's buffers hold.
-        admin.shown = status(*(destination(port=port) for port in range(1, 20_000)))
+        admin.source.status = status(*(destination(port=port) for port in range(1, 20_000)))
         # A peer whose kernel takes little.
         client = await Peer.connect(admin.address)
         await client.send(b"GET /status.json HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -219,6 +227,97 @@ async def test_a_client_that_reads_nothing_is_reset() -> None:
         assert was_reset
         assert len(octets) < 1_000_000
         client.close()
+
+
+async def test_all_who_ask_within_a_second_share_one_snapshot() -> None:
+    async with serving() as admin:
+        targets = ["/metrics", "/status.json"] * (MAX_CLIENTS // 2)
+        answers = await asyncio.gather(*map(admin.get, targets))
+        assert {line for line, _, _ in answers} == {b"HTTP/1.1 200 OK"}
+        assert len({body for _, _, body in answers}) == 2
+        assert admin.source.taken == 1
+
+
+async def test_an_older_snapshot_is_not_shown() -> None:
+    async with serving(fresh_s=0) as admin:
+        for number in (1, 2):
+            admin.source.status = status(destination(port=number))
+            assert (
+                f'listener_up{{listener="{number}"}} 1\n'.encode()
+                in ((await admin.get("/metrics"))[2])
+            )
+        assert admin.source.taken == 2
+
+
+async def test_probes_take_no_snapshot() -> None:
+    async with serving() as admin:
+        for target in ("/livez", "/readyz", "/readyz?verbose", "/"):
+            assert (await admin.get(target))[0] == b"HTTP/1.1 200 OK"
+        assert admin.source.taken == 0
+
+
+async def test_a_page_that_could_not_be_made_is_made_again() -> None:
+    async with serving() as admin:
+        admin.source.fail = True
+        reader, writer = await admin.connect()
+        loop, told = asyncio.get_running_loop(), list[dict[str, object]]()
+        loop.set_exception_handler(lambda _loop, context: told.append(context))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
+        # The loop's handler makes a record of it.
+        assert [str(context["exception"]) for context in told] == ["no snapshot"]
+        admin.source.fail = False
+        assert (await admin.get("/metrics"))[0] == b"HTTP/1.1 200 OK"
+
+
+async def test_the_event_loop_turns_while_the_metrics_of_many_destinations_are_made() -> None:
+    async with serving() as admin:
+        admin.source.status = status(*(destination(port=port) for port in range(1, 1001)))
+        pages = Pages(admin.source)
+        making = asyncio.create_task(pages.answer("GET", "/metrics"))
+        turns = 0
+        while not making.done():
+            await asyncio.sleep(0)
+            turns += 1
+        # A thousand lines per turn.
+        assert turns >= (await making).body.count(b"\n") // 1000 > 15
+        await pages.stop()
+
+
+async def test_answers_that_nobody_reads_hold_a_bounded_number_of_bytes() -> None:
+    async with serving(fresh_s=0) as admin:
+        admin.source.status = status(*(destination(port=port) for port in range(1, 1001)))
+        clients = []
+        for _ in range(3 * MAX_CLIENTS):
+            # A peer whose kernel takes little. Each gets a text of its own.
+            client = await Peer.connect(admin.address)
+            await client.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+            clients.append(client)
+            assert (await admin.get("/livez"))[2] == b"ok\n"
+            assert admin.server.waiting <= MAX_WAITING
+        # The last one is served, and others were reset for it.
+        octets, was_reset = await clients[-1].receive_all()
+        assert (octets[-1:], was_reset) == (b"\n", False)
+        assert admin.server.waiting > 0
+        for client in clients:
+            client.close()
+
+
+async def test_an_endless_body_is_not_read() -> None:
+    async with serving() as admin:
+        _, writer = await admin.connect()
+        head = b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n"
+        writer.write(head)
+        sent = 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 100_000_000:
+                writer.write(b"a" * 65536)
+                await writer.drain()
+                sent += 65536
+        # What the buffers of both kernels take.
+        assert sent < 20_000_000
+        writer.close()
 
 
 async def test_stopping_leaves_no_client() -> None:

@@ -46,6 +46,7 @@ class Board:
         settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"})
         loop = asyncio.get_running_loop()
         address_monitor = AddressMonitor(loop, {}, self)
+        supervisor = Supervisor(loop, self)
         table = DestinationTable(
             settings,
             plane,
@@ -53,11 +54,17 @@ class Board:
             (),
             _no_answer,
             policy=settings.address_policy,
-            supervisor=Supervisor(loop, self),
+            supervisor=supervisor,
         )
         table.forwarders[0] = rig.forwarder
         self.snapshot = Snapshot(
-            settings, plane.admission, address_monitor, table, self._counters, _Log()
+            settings,
+            plane.admission,
+            address_monitor,
+            table,
+            supervisor=supervisor,
+            counters=self._counters,
+            log=_Log(),
         )
 
     def observe(self, record: Event) -> None:
@@ -66,10 +73,11 @@ class Board:
         if isinstance(record, ConnectionClosed):
             self.records.append(record)
 
-    def metrics(self, name: str, label: str) -> dict[str, float]:
+    async def metrics(self, name: str, label: str) -> dict[str, float]:
         """The values of a metric that are not zero, by one of its labels."""
         found = {}
-        for metric, labels, value in SAMPLE.findall(exposition(self.snapshot.take()).decode()):
+        text = b"".join(exposition(await self.snapshot.take())).decode()
+        for metric, labels, value in SAMPLE.findall(text):
             told = re.search(rf'{label}="([^"]*)"', labels)
             if metric == name and told and float(value):
                 found[told[1]] = float(value)
@@ -116,29 +124,29 @@ async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> No
         reasons = Counter(str(record.reason) for record in records)
         # And some without an upstream, in whatever way that showed.
         assert reasons.keys() > {Reason.FINISHED, Reason.CLIENT_RESET, Reason.UPSTREAM_RESET}
-        assert board.metrics("connections_total", "reason") == reasons
-        assert board.metrics("bytes_total", "direction") == {
+        assert await board.metrics("connections_total", "reason") == reasons
+        assert await board.metrics("bytes_total", "direction") == {
             "to_upstream": sum(record.bytes_to_upstream for record in records),
             "to_client": sum(record.bytes_to_client for record in records),
         }
-        assert board.metrics("connections_active", "destination") == {}
-        assert board.metrics("connections_established_total", "listener") == {"0": count}
-        assert board.metrics("connect_duration_seconds_count", "listener") == {"0": count}
+        assert await board.metrics("connections_active", "destination") == {}
+        assert await board.metrics("connections_established_total", "listener") == {"0": count}
+        assert await board.metrics("connect_duration_seconds_count", "listener") == {"0": count}
 
 
 async def test_a_session_is_established_while_it_runs_and_a_failed_one_never() -> None:
     async with Rig() as rig:
         board = Board(rig)
         client, _ = await rig.pair()
-        assert board.metrics("connections_established_total", "listener") == {"0": 1}
+        assert await board.metrics("connections_established_total", "listener") == {"0": 1}
         rig.listener.close()
         with contextlib.suppress(ConnectionResetError):
             await rig.client()
         await rig.recorder.wait_closed(1)
-        assert board.metrics("connections_established_total", "listener") == {"0": 1}
+        assert await board.metrics("connections_established_total", "listener") == {"0": 1}
         client.reset()
         await rig.recorder.wait_closed(2)
-        assert board.metrics("connections_established_total", "listener") == {"0": 1}
+        assert await board.metrics("connections_established_total", "listener") == {"0": 1}
 
 
 async def test_an_address_counts_as_failed_until_it_answers() -> None:
@@ -148,18 +156,18 @@ async def test_an_address_counts_as_failed_until_it_answers() -> None:
         rig.forwarder.set_addresses((ip_address("127.0.0.1"), ip_address("127.0.0.2")))
         for _ in range(4):
             await rig.pair()
-        assert board.metrics("upstream_failures_total", "destination") == {destination: 1}
-        assert board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
+        assert await board.metrics("upstream_failures_total", "destination") == {destination: 1}
+        assert await board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
         [failed] = [each for each in rig.forwarder.upstreams.endpoints if each.failed_until]
         # Its penalty is over, and nobody has tried it yet.
         failed.failed_until = 1.0
-        assert board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
+        assert await board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
         with closing(Listener(str(failed.address), port=port)):
             for _ in range(2):
                 await rig.client()
             await rig.recorder.wait_for(UpstreamRecovered)
-        assert board.metrics("upstream_addresses_failed", "destination") == {}
-        assert board.metrics("upstream_failures_total", "destination") == {destination: 1}
+        assert await board.metrics("upstream_addresses_failed", "destination") == {}
+        assert await board.metrics("upstream_failures_total", "destination") == {destination: 1}
 
 
 async def test_octets_count_while_their_connection_still_runs() -> None:
@@ -168,10 +176,10 @@ async def test_octets_count_while_their_connection_still_runs() -> None:
         client, upstream = await rig.pair()
         await client.send(b"12345")
         assert await upstream.receive(5) == b"12345"
-        assert board.metrics("bytes_total", "direction") == {"to_upstream": 5}
-        assert list(board.metrics("connections_active", "destination").values()) == [1]
+        assert await board.metrics("bytes_total", "direction") == {"to_upstream": 5}
+        assert list((await board.metrics("connections_active", "destination")).values()) == [1]
         client.finish()
         upstream.finish()
         await rig.recorder.wait_closed()
-        assert board.metrics("bytes_total", "direction") == {"to_upstream": 5}
-        assert board.metrics("connections_active", "destination") == {}
+        assert await board.metrics("bytes_total", "direction") == {"to_upstream": 5}
+        assert await board.metrics("connections_active", "destination") == {}

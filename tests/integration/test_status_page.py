@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from egress_proxy.telemetry.admin import AdminServer, Pages
 from egress_proxy.telemetry.status import Failure, Reloads, Source, Upstream
 from tests.support.needs import do_without
-from tests.support.statuses import destination, name, status
+from tests.support.statuses import Shown, destination, name, status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def example() -> Status:
     )
     gone = replace(name(), name="old.example.net", last_failure=Failure(what=HOSTILE, at=now - 3))
     fine = replace(
-        name(), name="db.example.com", addresses=1, ttl_left_s=47.2, last_success=now - 13
+        name(), name="db.example.com", addresses=1, fresh_until=now + 47.2, last_success=now - 13
     )
     return replace(
         status(),
@@ -106,7 +106,7 @@ async def browse(directory: Path, *flags: str) -> str:
         do_without("chromium is missing (Debian: chromium)")
     sock = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
-    server = AdminServer(Pages(example))
+    server = AdminServer(Pages(Shown(example())))
     await server.start([sock])
     try:
         browser = await asyncio.create_subprocess_exec(

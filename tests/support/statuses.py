@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from egress_proxy.telemetry.counters import BOUNDS_S
 from egress_proxy.telemetry.status import (
+    Check,
     ConnectTimes,
     Destination,
     Failure,
@@ -13,7 +14,34 @@ from egress_proxy.telemetry.status import (
     Source,
     Status,
     Upstream,
+    readiness,
 )
+
+_ERRORS = {"failed": "Address already in use", "refusing": "a.example: timed out"}
+
+
+class Shown:
+    """What the pages of an admin port show: `status`, which a test may replace."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+        self.taken = 0
+        self.fail = False
+        self.down: tuple[str, ...] = ()
+
+    def readiness(self) -> tuple[Check, ...]:
+        return readiness(
+            draining=self.status.draining,
+            sources=self.status.sources,
+            ports=self.status.destinations,
+            reloads=self.status.reloads,
+        )
+
+    async def take(self) -> Status:
+        self.taken += 1
+        if self.fail:
+            raise RuntimeError("no snapshot")
+        return self.status
 
 
 def destination(
@@ -24,7 +52,7 @@ def destination(
         destination=f"{name or '192.0.2.1'}:{port}",
         name=name,
         state=state,
-        error="Address already in use" if state == "failed" else "",
+        error=_ERRORS.get(state, ""),
         upstreams=(Upstream(address="192.0.2.1", healthy=True),),
         upstream_failures=0,
         active=0,
@@ -42,10 +70,6 @@ def name(error: str | None = None) -> Name:
     return Name(
         name="a.example",
         lookups={"resolved": 0},
-        addresses=0,
-        stale=False,
-        ttl_left_s=0.0,
-        last_success=None,
         last_failure=Failure(what=error, at=1.0) if error else None,
     )
 
@@ -70,7 +94,7 @@ def status(
         pauses=0,
         destinations=destinations,
         names=names,
-        reloads=Reloads(reloaded=0, rejected=0, last=None, problems=()),
+        reloads=Reloads(),
         log_dropped=0,
         defects=0,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from docs.metrics import PAGE, page
-from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX
+from egress_proxy.telemetry.metrics import METRICS, PREFIX
 from tests.support.alert_rules import ALERTS, MONITORING, RULE, promtool, write_rules
 
 if TYPE_CHECKING:
@@ -27,8 +27,10 @@ KUBE = {
     "kube_pod_deletion_timestamp",
 }
 SERIES = {
-    PREFIX + metric.name + ("_total" if metric.kind == "counter" else "") for metric in METRICS
-} | {f"{PREFIX}{CONNECT_DURATION[0]}_{part}" for part in ("bucket", "sum", "count")}
+    f"{metric.full_name}{suffix}"
+    for metric in METRICS
+    for suffix in (("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",))
+}
 
 
 def expressions() -> Iterator[str]:

@@ -39,7 +39,6 @@ OWNERS = {
     "uvloop": {"cli"},
     "psutil": {"pod.addresses"},
     "idna": {"config.destinations"},
-    "prometheus_client": {"telemetry.metrics"},
     "h11": {"telemetry.admin", "hold.http"},
 }
 

@@ -105,7 +105,7 @@ class Clients:
     def record(self) -> ConnectionClosed:
         """The one record there is, of a connection that has left nothing behind."""
         [record] = self.plane.closed
-        assert self.plane.admission.active == self.origin.active == 0
+        assert self.plane.admission.active == self.origin.live.active == 0
         assert list(self.plane.wheel) == []
         assert self.plane.reactor.watchers == {}
         assert self.plane.defects == []
@@ -119,7 +119,7 @@ def clients() -> Clients:
 
 def test_a_client_counts_from_its_accept(clients: Clients) -> None:
     client = clients.accept(events=0)
-    assert clients.plane.admission.active == clients.origin.active == 1
+    assert clients.plane.admission.active == clients.origin.live.active == 1
     # Until its first event nothing is known of it, and no upstream is asked.
     assert clients.tried == []
     clients.happens(client, OUT)
@@ -224,10 +224,10 @@ def test_the_next_address_is_tried_after_a_delay_and_the_first_to_answer_wins() 
     assert set(clients.tried) == {FIRST, SECOND}
     [connection] = clients.plane.wheel
     assert isinstance(connection, Connection)
-    assert (connection.established, connection.address, connection.moved) == (False, None, (0, 0))
+    assert (clients.origin.live.established, connection.address) == (0, None)
     clients.happens(clients.upstream, OUT)
     assert clients.plane.connector.attempts[0][1].reset
-    assert connection.established
+    assert clients.origin.live.established == 1
     assert connection.address != silent
     assert not client.closed
 

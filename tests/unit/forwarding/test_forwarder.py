@@ -125,7 +125,7 @@ def test_another_destination_takes_the_port_over_as_it_is(port: Port) -> None:
     # Neither the port nor the connections of before have noticed.
     assert kinds(port) == []
     assert not before.closed
-    assert (port.forwarder.origin.active, successor.origin.active) == (1, 1)
+    assert (port.forwarder.origin.live.active, successor.origin.live.active) == (1, 1)
     successor.close()
     assert port.point.sockets[80].closed
 

@@ -1,10 +1,9 @@
-"""A snapshot: each figure of the daemon, from the part that keeps it."""
+"""Snapshots: every figure at its place, and turns of the event loop while one is taken."""
 
 from __future__ import annotations
 
-import errno
-import socket
-from dataclasses import dataclass, field
+import asyncio
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,236 +11,229 @@ import pytest
 
 from egress_proxy.config.destinations import Destination
 from egress_proxy.config.settings import read_settings
-from egress_proxy.events import ConfigRejected, ConnectionClosed, DestinationUnresolved, Reason
-from egress_proxy.forwarding.connection import Connection, SessionLimits
-from egress_proxy.forwarding.forwarder import Forwarder
-from egress_proxy.forwarding.listener import Listener
-from egress_proxy.pod.address_monitor import AddressMonitor
-from egress_proxy.relay.reactor import OUT
+from egress_proxy.events import (
+    ConfigRejected,
+    ConnectionClosed,
+    DestinationChanged,
+    DestinationUnresolved,
+    Reason,
+)
+from egress_proxy.forwarding.live import Live
 from egress_proxy.run.snapshot import Snapshot
 from egress_proxy.telemetry.counters import Counters
-from egress_proxy.telemetry.status import Source, Upstream
-from tests.support.sockets import FakePoint, FakeSocket, Plane
+from egress_proxy.telemetry.status import Port, Source
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterator
 
-    from egress_proxy.telemetry import status
+    from egress_proxy.ip import Address
 
-LIMITS = SessionLimits(
-    allow_clients=(),
-    connect_timeout_s=10.0,
-    idle_timeout_s=60.0,
-    half_close_timeout_s=60.0,
-    record_source_port=False,
-)
-SOURCE = "192.0.2.99"
-REMOTE = ip_address("203.0.113.1")
-CLIENT = ("198.51.100.1", 40000)
+NAME = "a.example"
 
 
-@dataclass
-class Log:
-    debug: bool = True
-    dropped: int = 7
+class Upstreams:
+    def health(self) -> list[tuple[Address, bool]]:
+        return [(ip_address("192.0.2.1"), True), (ip_address("192.0.2.2"), False)]
+
+
+@dataclass(eq=False)
+class Listener:
+    state: str
+    error: str = ""
 
 
 @dataclass
+class Origin:
+    live: Live
+
+
+class Forwarder:
+    """What a snapshot reads of a forwarder."""
+
+    def __init__(
+        self, port: int = 80, host: str = NAME, *, listening: bool = True, live: Live | None = None
+    ) -> None:
+        self.destination = Destination(port=port, host=host, remote_port=port, line=1)
+        self.name = str(self.destination)
+        self.listener = Listener("listening" if listening else "refusing")
+        self.origin = Origin(live or Live())
+        self.upstreams = Upstreams()
+
+
+class Connection:
+    def __init__(self, live: Live, size: int) -> None:
+        self._live = live
+        self._size = size
+
+    def count_bytes(self) -> None:
+        self._live.bytes_to_upstream += self._size
+
+
 class Table:
-    """The forwarders and names that there are, and the connections of the wheel."""
-
-    plane: Plane
-    forwarders: dict[int, Forwarder] = field(default_factory=dict)
-    refreshers: dict[str, None] = field(default_factory=dict)
+    def __init__(self, *forwarders: Forwarder) -> None:
+        self.forwarders = {forwarder.destination.port: forwarder for forwarder in forwarders}
+        self.refreshers = dict.fromkeys(
+            host for forwarder in forwarders if isinstance(host := forwarder.destination.host, str)
+        )
+        self.open: list[Connection] = []
+        self.walks = 0
 
     def connections(self) -> Iterator[Connection]:
-        return (member for member in self.plane.wheel if isinstance(member, Connection))
+        self.walks += 1
+        return iter(list(self.open))
 
 
-class Daemon:
-    """The parts that a snapshot is taken of, without a daemon."""
+class Pod:
+    """A snapshot of stand-ins for the parts of a daemon."""
 
-    def __init__(self) -> None:
-        self.plane = Plane(maximum=10)
+    debug = False
+    down = ()
+    dropped = 3
+    active, maximum, pauses = 5, 10, 2
+
+    def __init__(self, *forwarders: Forwarder) -> None:
+        self.table = Table(*forwarders)
         self.counters = Counters()
-        self.table = Table(self.plane)
-        self.interfaces: dict[str, tuple[Any, ...]] = {"macvlan0": (ip_address(SOURCE),)}
-        self.monitor = AddressMonitor(
-            cast("asyncio.AbstractEventLoop", self.plane.loop),
-            {socket.AF_INET: SOURCE},
-            self.plane,
-            lambda: (self.interfaces, frozenset()),
-        )
+        self.sources = (Source(address="192.0.2.99", problem=""),)
+        self.paused: set[Listener] = set()
+        settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"})
+        parts = cast("Any", self)
         self.snapshot = Snapshot(
-            read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1"}),
-            self.plane.admission,
-            self.monitor,
+            settings,
+            parts,
+            parts,
             cast("Any", self.table),
-            self.counters,
-            Log(),
+            supervisor=parts,
+            counters=self.counters,
+            log=parts,
         )
 
-    def forward(self, port: int, host: str = "") -> Forwarder:
-        listener = Listener(self.plane.plane, port, "", lambda *_: None)
-        listener.bind(FakePoint(ip_address("192.0.2.10")).real)
-        destination = Destination(port, host or REMOTE, port, 1)
-        forwarder = Forwarder(self.plane.plane, LIMITS, destination, listener)
-        self.table.forwarders[port] = forwarder
-        return forwarder
+    def takes_clients(self, listener: Listener) -> bool:
+        return listener not in self.paused
 
-    def client(self, port: int, *, connected: bool = True) -> None:
-        client = FakeSocket()
-        self.table.forwarders[port].listener.on_client(client.real, CLIENT)
-        self.plane.reactor.watchers[client].ready(OUT)
-        if connected:
-            _, upstream = self.plane.connector.attempts[-1]
-            self.plane.reactor.watchers[upstream].ready(OUT)
-
-    def end_all(self) -> None:
-        for connection in list(self.table.connections()):
-            connection.abort(Reason.DRAINED)
-        for record in self.plane.take_records():
-            self.counters.observe(record)
-
-    def destinations(self) -> list[status.Destination]:
-        return list(self.snapshot.take().destinations)
+    def reload(self, *forwarders: Forwarder) -> None:
+        before = list(self.table.forwarders.values())
+        self.table.forwarders = {each.destination.port: each for each in forwarders}
+        self.snapshot.forget(cast("Any", before))
 
 
-@pytest.fixture
-def daemon() -> Daemon:
-    return Daemon()
-
-
-def test_what_holds_for_the_process(daemon: Daemon) -> None:
-    taken = daemon.snapshot.take()
-    assert (taken.debug, taken.log_dropped, taken.draining) == (True, 7, False)
-    assert (taken.active, taken.maximum, taken.pauses) == (0, 10, 0)
-    assert taken.sources == (Source(address=SOURCE, problem=""),)
-    assert taken.started <= taken.now
-    daemon.snapshot.draining = True
-    assert daemon.snapshot.take().draining
-
-
-def test_a_source_that_is_lost_says_why(daemon: Daemon) -> None:
-    daemon.interfaces.clear()
-    daemon.monitor.refresh()
-    assert daemon.snapshot.take().sources == (
-        Source(address=SOURCE, problem="no interface has it"),
+def closed(port: int = 80, reason: Reason = Reason.FINISHED, size: int = 0) -> ConnectionClosed:
+    return ConnectionClosed(
+        listener=port,
+        destination=f"{NAME}:{port}",
+        client=("10.128.0.7", 40000),
+        address=("192.0.2.1", port),
+        source=None,
+        bytes_to_upstream=size,
+        bytes_to_client=2 * size,
+        duration_s=1.0,
+        connect_s=0.002,
+        attempts=1,
+        reason=reason,
     )
 
 
-def test_the_states_of_ports(daemon: Daemon) -> None:
-    listening, refusing, paused, failed = map(daemon.forward, (1, 2, 3, 4))
-    failed.listener.sockets[0].failing["listen"] = errno.EADDRINUSE  # type: ignore[attr-defined]
-    for forwarder in (listening, paused, failed):
-        forwarder.set_addresses([REMOTE])
-    daemon.plane.admission.pause_one(paused.listener, errno.EADDRNOTAVAIL)
-    assert [(one.listener, one.state, one.error) for one in daemon.destinations()] == [
-        (1, "listening", ""),
-        (refusing.port, "refusing", ""),
-        (3, "paused", ""),
-        (4, "failed", "as if listen failed"),
-    ]
-    daemon.plane.admission.exhausted(errno.EMFILE)
-    assert [one.state for one in daemon.destinations()] == [
-        "paused",
-        "refusing",
-        "paused",
-        "failed",
+UNRESOLVED = DestinationUnresolved(destination=NAME, error="no such name", retry_s=1)
+RESOLVED = DestinationChanged(destination=NAME, addresses=("192.0.2.1",), before=())
+
+
+def ports_of(pod: Pod) -> list[Port]:
+    taken = asyncio.run(pod.snapshot.take())
+    return [Port(entry.listener, entry.state, entry.error) for entry in taken.destinations]
+
+
+def test_open_connections_and_those_that_have_ended_add_up() -> None:
+    live = Live(active=2, established=1, bytes_to_upstream=10, bytes_to_client=20)
+    pod = Pod(Forwarder(live=live))
+    pod.table.open = [Connection(live, 5)]
+    pod.counters.observe(closed(size=100))
+    taken = asyncio.run(pod.snapshot.take())
+    assert (taken.active, taken.maximum, taken.pauses, taken.log_dropped) == (5, 10, 2, 3)
+    [entry] = taken.destinations
+    assert (entry.active, entry.total, entry.established) == (2, 3, 2)
+    assert (entry.bytes_to_upstream, entry.bytes_to_client) == (115, 220)
+    assert (entry.listener, entry.destination, entry.name) == (80, "a.example:80", NAME)
+    assert [(each.address, each.healthy) for each in entry.upstreams] == [
+        ("192.0.2.1", True),
+        ("192.0.2.2", False),
     ]
 
 
-def test_the_addresses_of_a_destination_and_which_of_them_failed(daemon: Daemon) -> None:
-    forwarder = daemon.forward(80, "a.example.com")
-    other = ip_address("203.0.113.2")
-    forwarder.set_addresses([REMOTE, other])
-    forwarder.upstreams.endpoints[1].mark_failed(1.0, "Connection refused")
-    [told] = daemon.destinations()
-    assert (told.destination, told.name) == ("a.example.com:80", "a.example.com")
-    assert told.upstreams == (
-        Upstream(address=str(REMOTE), healthy=True),
-        Upstream(address=str(other), healthy=False),
+def test_the_state_of_a_port_and_why_it_does_not_serve() -> None:
+    paused, failed = Forwarder(81), Forwarder(82, listening=False)
+    failed.listener = Listener("failed", "Address already in use")
+    pod = Pod(Forwarder(80), paused, failed, Forwarder(83, listening=False))
+    pod.paused.add(paused.listener)
+    pod.counters.observe(UNRESOLVED)
+    assert ports_of(pod) == [
+        Port(80, "listening"),
+        Port(81, "paused"),
+        Port(82, "failed", "Address already in use"),
+        Port(83, "refusing", "a.example: no such name"),
+    ]
+
+
+def test_why_a_port_refuses() -> None:
+    pod = Pod(Forwarder(listening=False))
+    assert ports_of(pod) == [Port(80, "refusing", "a.example: not resolved yet")]
+    pod.counters.observe(RESOLVED)
+    assert ports_of(pod) == [Port(80, "refusing", "its address is now one of the pod's own")]
+    pod.sources = (Source(address="192.0.2.99", problem="no interface has it"),)
+    assert ports_of(pod) == [Port(80, "refusing", "no source address to reach it from")]
+
+
+def test_a_removed_destination_is_shown_until_its_last_connection_has_ended() -> None:
+    old, new = Forwarder(80, live=Live(active=1, established=1)), Forwarder(81)
+    pod = Pod(old)
+    pod.counters.observe(closed(80))
+    pod.reload(new)
+    pod.reload(new)
+    assert ports_of(pod) == [Port(80, "removed"), Port(81, "listening")]
+    old.origin.live.active = 0
+    # One reload later it is dropped.
+    pod.reload(new)
+    assert ports_of(pod) == [Port(81, "listening")]
+
+
+def test_a_destination_that_is_removed_and_added_again_is_one() -> None:
+    old, new = Forwarder(live=Live(active=1)), Forwarder(live=Live(active=2))
+    pod = Pod(old)
+    pod.reload(Forwarder(81))
+    pod.reload(new)
+    taken = asyncio.run(pod.snapshot.take())
+    assert [(entry.listener, entry.active) for entry in taken.destinations] == [(80, 3)]
+
+
+def test_readiness_looks_at_no_connection() -> None:
+    pod = Pod(Forwarder(80), Forwarder(81, listening=False))
+    pod.counters.observe(ConfigRejected(problems=("line 1",)))
+    checks = {check.name: check for check in pod.snapshot.readiness()}
+    assert not any(check.problems for check in checks.values())
+    assert checks["destinations"].warnings == (
+        "port 81 refuses its clients: a.example: not resolved yet",
     )
+    assert checks["reload"].warnings == ("line 1",)
+    pod.snapshot.draining = True
+    assert pod.snapshot.readiness()[0].problems == ("the pod is draining",)
+    assert pod.table.walks == 0
 
 
-def test_connections_that_run_and_those_that_ended(daemon: Daemon) -> None:
-    for port in (80, 443):
-        daemon.forward(port).set_addresses([REMOTE])
-    daemon.client(80)
-    daemon.client(80)
-    daemon.end_all()
-    daemon.client(80)
-    daemon.client(80, connected=False)
-    first, second = sorted(daemon.destinations(), key=lambda one: one.listener)
-    assert (first.active, first.total, first.established) == (2, 4, 3)
-    assert {reason: count for reason, count in first.ended.items() if count} == {"drained": 2}
-    assert (second.active, second.total, second.established) == (0, 0, 0)
-    assert daemon.snapshot.take().active == 2
+@pytest.mark.parametrize(("connections", "destinations"), [(50_000, 1), (0, 1000)])
+def test_the_event_loop_turns_while_a_snapshot_is_taken(
+    connections: int, destinations: int
+) -> None:
+    pod = Pod(*(Forwarder(port) for port in range(1, destinations + 1)))
+    live = Live()
+    pod.table.open = [Connection(live, 1) for _ in range(connections)]
 
+    async def count_turns() -> int:
+        taking = asyncio.create_task(pod.snapshot.take())
+        turns = 0
+        while not taking.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
 
-def test_the_octets_of_connections_that_ended_are_kept(daemon: Daemon) -> None:
-    daemon.forward(80)
-    daemon.counters.observe(
-        ConnectionClosed(
-            listener=80,
-            destination=f"{REMOTE}:80",
-            client=CLIENT,
-            address=(str(REMOTE), 80),
-            source=None,
-            bytes_to_upstream=5,
-            bytes_to_client=6,
-            duration_s=1.0,
-            connect_s=0.1,
-            attempts=1,
-            reason=Reason.UPSTREAM_RESET,
-        )
-    )
-    [told] = daemon.destinations()
-    assert (told.bytes_to_upstream, told.bytes_to_client, told.total) == (5, 6, 1)
-
-
-def test_a_port_that_leads_elsewhere_is_two_until_its_connections_end(daemon: Daemon) -> None:
-    before = daemon.forward(80)
-    before.set_addresses([REMOTE])
-    daemon.client(80)
-    after = Forwarder(
-        daemon.plane.plane, LIMITS, Destination(80, "b.example.com", 80, 1), before.listener
-    )
-    daemon.table.forwarders[80] = after
-    daemon.snapshot.forget([before])
-    removed, current = sorted(daemon.destinations(), key=lambda one: one.state != "removed")
-    assert (removed.destination, removed.state, removed.active) == (f"{REMOTE}:80", "removed", 1)
-    assert removed.upstreams == ()
-    assert (current.destination, current.active) == ("b.example.com:80", 0)
-    daemon.end_all()
-    # At the reload after its last connection has ended.
-    assert len(daemon.destinations()) == 2
-    daemon.snapshot.forget([after])
-    assert [one.destination for one in daemon.destinations()] == ["b.example.com:80"]
-
-
-def test_a_destination_that_was_changed_and_changed_back_is_one(daemon: Daemon) -> None:
-    first = daemon.forward(80)
-    first.set_addresses([REMOTE])
-    daemon.client(80)
-    second = Forwarder(daemon.plane.plane, LIMITS, first.destination, first.listener)
-    second.set_addresses([REMOTE])
-    daemon.table.forwarders[80] = second
-    daemon.client(80)
-    [told] = daemon.destinations()
-    assert (told.active, told.total) == (2, 2)
-
-
-def test_names_and_reloads(daemon: Daemon) -> None:
-    daemon.table.refreshers["a.example.com"] = None
-    daemon.counters.observe(
-        DestinationUnresolved(destination="a.example.com", error="no answer", retry_s=1.0)
-    )
-    daemon.counters.observe(ConfigRejected(problems=("line 1",)))
-    taken = daemon.snapshot.take()
-    [name] = taken.names
-    assert name.name == "a.example.com"
-    assert name.last_failure is not None
-    assert name.last_failure.what == "no answer"
-    assert (taken.reloads.rejected, taken.reloads.problems) == (1, ("line 1",))
+    # At most 1000 connections or 100 destinations per turn.
+    assert asyncio.run(count_turns()) >= connections // 1000 + destinations // 100
+    assert live.bytes_to_upstream == connections

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from egress_proxy.telemetry.counters import BOUNDS_S
-from egress_proxy.telemetry.metrics import CONNECT_DURATION, METRICS, PREFIX, exposition
+from egress_proxy.telemetry.metrics import METRICS, PREFIX, exposition
+from egress_proxy.telemetry.process import Sample
 from egress_proxy.telemetry.status import ConnectTimes, Upstream
 from tests.support.needs import do_without
 from tests.support.statuses import destination, name, status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from egress_proxy.telemetry.status import ListenerState
+    from egress_proxy.telemetry.status import ListenerState, Status
 
 FAILED = (
     Upstream(address="192.0.2.1", healthy=True),
@@ -54,6 +53,7 @@ EXAMPLE = replace(
     log_dropped=8,
     defects=9,
 )
+PROCESS = (Sample("gauge", "process_resident_memory_bytes", "Resident memory size in bytes.", 42),)
 HERE = 'destination="192.0.2.1:80",listener="80"'
 _PREFIX = "egress_proxy_connect_duration_seconds"
 
@@ -119,35 +119,64 @@ egress_proxy_build_info{{python="3.11",version="1.0"}} 1.0
 {HISTOGRAMS}"""
 
 
-def own(lines: Iterable[str]) -> list[str]:
-    return [line for line in lines if line.startswith(PREFIX)]
+def text_of(shown: Status) -> str:
+    return b"".join(exposition(shown, PROCESS)).decode()
+
+
+def samples(text: str) -> dict[tuple[str, frozenset[str]], float]:
+    """The series of this program, as a name and its labels, with their values."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith(PREFIX):
+            series, value = line.rsplit(" ", 1)
+            name, _, labels = series.rstrip("}").partition("{")
+            found[name, frozenset(re.findall(r'\w+="(?:[^"\\]|\\.)*"', labels))] = float(value)
+    return found
 
 
 def test_every_sample_of_an_example() -> None:
-    assert own(exposition(EXAMPLE).decode().splitlines()) == EXPECTED.splitlines()
+    assert samples(text_of(EXAMPLE)) == samples(EXPECTED)
+
+
+def test_the_values_of_labels_are_escaped() -> None:
+    shown = status(replace(destination(), destination='a"b\\c\nd'))
+    assert '{destination="a\\"b\\\\c\\nd",listener="80"} 0\n' in text_of(shown)
+
+
+def test_the_text_of_many_destinations_comes_in_small_parts() -> None:
+    shown = status(*(destination(port=port) for port in range(1, 1001)))
+    parts = list(exposition(shown, PROCESS))
+    lines = [part.count(b"\n") for part in parts]
+    assert sum(lines) > 19_000
+    assert max(lines) <= 1001
 
 
 def test_a_port_that_cannot_listen_is_down() -> None:
     states: list[ListenerState] = ["listening", "paused", "refusing", "failed", "removed"]
     shown = status(*(destination(state, port=port) for port, state in enumerate(states, 80)))
-    lines = exposition(shown).decode().splitlines()
-    assert [line for line in lines if line.startswith(f"{PREFIX}listener_up")] == [
-        'egress_proxy_listener_up{listener="80"} 1.0',
-        'egress_proxy_listener_up{listener="81"} 1.0',
-        'egress_proxy_listener_up{listener="82"} 0.0',
-        'egress_proxy_listener_up{listener="83"} 0.0',
-    ]
+    up = {
+        series: value
+        for series, value in samples(text_of(shown)).items()
+        if series[0] == f"{PREFIX}listener_up"
+    }
+    assert {min(labels): value for (_, labels), value in up.items()} == {
+        'listener="80"': 1,
+        'listener="81"': 1,
+        'listener="82"': 0,
+        'listener="83"': 0,
+    }
 
 
-def test_the_process_has_the_librarys_metrics() -> None:
-    assert b"\nprocess_resident_memory_bytes " in exposition(EXAMPLE)
+def test_the_process_has_the_metrics_of_the_client_libraries() -> None:
+    assert "\nprocess_resident_memory_bytes 42\n" in text_of(EXAMPLE)
+    assert "\n# TYPE process_resident_memory_bytes gauge\n" in text_of(EXAMPLE)
 
 
 def test_every_metric_says_what_it_is() -> None:
-    told = set(re.findall(r"^# HELP (\w+) \S", exposition(EXAMPLE).decode(), re.MULTILINE))
+    told = set(re.findall(r"^# HELP (\w+) \S", text_of(EXAMPLE), re.MULTILINE))
     assert {name for name in told if name.startswith(PREFIX)} == {
-        PREFIX + metric.name + ("_total" if metric.kind == "counter" else "") for metric in METRICS
-    } | {PREFIX + CONNECT_DURATION[0]}
+        metric.full_name for metric in METRICS
+    }
 
 
 def test_prometheus_finds_nothing_to_criticise() -> None:
@@ -155,7 +184,7 @@ def test_prometheus_finds_nothing_to_criticise() -> None:
         do_without("promtool is missing (Debian: prometheus)")
     judged = subprocess.run(
         ["promtool", "check", "metrics"],
-        input=exposition(EXAMPLE),
+        input=text_of(EXAMPLE).encode(),
         capture_output=True,
         check=False,
     )

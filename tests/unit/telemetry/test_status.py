@@ -1,4 +1,4 @@
-"""Readiness, read off snapshots."""
+"""Readiness."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from egress_proxy.telemetry.status import Reloads, readiness
-from tests.support.statuses import destination, name, status
+from egress_proxy.telemetry.status import Reloads
+from tests.support.statuses import Shown, destination, status
 
 if TYPE_CHECKING:
     from egress_proxy.telemetry.status import Status
@@ -21,19 +21,14 @@ if TYPE_CHECKING:
         (status(destination("paused")), []),
         # One port that refuses is not the pod's failure.
         (status(destination(), destination("refusing", port=81)), []),
+        (status(destination(), destination("failed", port=81)), []),
         (status(destination(), draining=True), ["the pod is draining"]),
         (
             status(destination(), source="no interface has it"),
             ["source address 192.0.2.99: no interface has it"],
         ),
-        (
-            status(destination("refusing", name="a.example"), names=(name("timed out"),)),
-            ["port 80 refuses its clients: a.example: timed out"],
-        ),
-        (
-            status(destination("refusing", name="a.example"), names=(name(),)),
-            ["port 80 refuses its clients: a.example: not resolved yet"],
-        ),
+        (status(destination("refusing")), ["port 80 refuses its clients: a.example: timed out"]),
+        (status(destination("failed")), ["port 80 cannot listen: Address already in use"]),
         (
             status(
                 destination("refusing"),
@@ -44,19 +39,15 @@ if TYPE_CHECKING:
             [
                 "the pod is draining",
                 "source address 192.0.2.99: interface net1 is down",
-                "port 80 refuses its clients: no source address to reach it from",
+                "port 80 refuses its clients: a.example: timed out",
             ],
         ),
-        (
-            status(destination("refusing")),
-            ["port 80 refuses its clients: its address is the pod's own by now"],
-        ),
         (status(destination("removed")), ["there is no destination"]),
-        (status(destination("failed")), ["port 80 cannot listen: Address already in use"]),
+        (status(), ["there is no destination"]),
     ],
 )
 def test_when_clients_should_be_sent_here(shown: Status, problems: list[str]) -> None:
-    assert [problem for check in readiness(shown) for problem in check.problems] == problems
+    assert [text for check in Shown(shown).readiness() for text in check.problems] == problems
 
 
 @pytest.mark.parametrize(
@@ -67,7 +58,7 @@ def test_when_clients_should_be_sent_here(shown: Status, problems: list[str]) ->
             status(destination(), destination("failed", port=81), destination("refusing", port=82)),
             [
                 "port 81 cannot listen: Address already in use",
-                "port 82 refuses its clients: its address is the pod's own by now",
+                "port 82 refuses its clients: a.example: timed out",
             ],
         ),
         (
@@ -80,4 +71,14 @@ def test_when_clients_should_be_sent_here(shown: Status, problems: list[str]) ->
     ],
 )
 def test_what_needs_attention_though_the_pod_is_ready(shown: Status, warnings: list[str]) -> None:
-    assert [warning for check in readiness(shown) for warning in check.warnings] == warnings
+    assert [text for check in Shown(shown).readiness() for text in check.warnings] == warnings
+
+
+def test_of_many_ports_that_refuse_the_first_are_listed() -> None:
+    ports = [destination("refusing", port=port) for port in range(1, 1001)]
+    check = Shown(status(*ports)).readiness()[2]
+    assert len(check.problems) == 21
+    assert check.problems[19:] == (
+        "port 20 refuses its clients: a.example: timed out",
+        "and 980 more",
+    )

@@ -1,0 +1,30 @@
+"""What the open connections of one destination add up to.
+
+Connections that have ended are counted by whoever observes their events: these figures and those of
+the events together are the totals, at any moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Live:
+    """Open connections; `established` ones have reached an upstream.
+
+    The bytes are those at the last call of `Connection.count_bytes`.
+    """
+
+    active: int = 0
+    established: int = 0
+    bytes_to_upstream: int = 0
+    bytes_to_client: int = 0
+
+    def __add__(self, other: Live) -> Live:
+        return Live(
+            self.active + other.active,
+            self.established + other.established,
+            self.bytes_to_upstream + other.bytes_to_upstream,
+            self.bytes_to_client + other.bytes_to_client,
+        )
