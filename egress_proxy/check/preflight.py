@@ -63,7 +63,11 @@ async def examine(
         )
     ]
     findings += await asyncio.gather(*(_knock(gateway, sources) for gateway in gateways))
-    resolver = Resolver(settings.nameservers, families_to_ask_for(sources, interfaces))
+    resolver = Resolver(
+        settings.nameservers,
+        families_to_ask_for(sources, interfaces),
+        local_addresses=addresses.pod_network_addresses(interfaces, settings.interface),
+    )
     try:
         for destination, (found, finding) in zip(
             settings.destinations,

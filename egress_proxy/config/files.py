@@ -56,11 +56,11 @@ def read_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def in_time(work: Callable[[], T]) -> T:
+def in_time(work: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
     """What `work` returns. Raises its exception, and `OSError` when it takes too long."""
     future = _start(work)
     try:
-        return future.result(TIMEOUT_S)
+        return future.result(timeout_s)
     except TimeoutError:
         raise _too_slow() from None
 

@@ -195,6 +195,12 @@ NAMESERVERS = Variable(
     _parse_nameservers,
     "name servers, ip[:port] in a comma list; empty: those of resolv.conf",
 )
+STALE_TIMEOUT = Variable(
+    "EGRESS_DNS_PROXY_STALE_TIMEOUT",
+    "24h",
+    variables.parse_duration,
+    "how long the last good addresses of a name are used while its look-ups fail; 0 is for ever",
+)
 DENY = Variable(
     "EGRESS_DNS_PROXY_DENY",
     "",
@@ -236,6 +242,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     REMOVED_TIMEOUT,
     MAX_CONNECTIONS,
     NAMESERVERS,
+    STALE_TIMEOUT,
     DENY,
     HEALTH_INTERVAL,
     WITHDRAWN_TIMEOUT,

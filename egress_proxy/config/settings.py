@@ -40,6 +40,7 @@ class Settings:
     removed_timeout_s: float
     max_connections: int | None
     nameservers: tuple[str, ...]
+    stale_timeout_s: float
     deny: tuple[Network, ...]
     health_interval_s: float
     withdrawn_timeout_s: float
@@ -83,6 +84,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         removed_timeout_s=reader.read(environment.REMOVED_TIMEOUT),
         max_connections=reader.read(environment.MAX_CONNECTIONS),
         nameservers=reader.read(environment.NAMESERVERS),
+        stale_timeout_s=reader.read(environment.STALE_TIMEOUT),
         deny=deny,
         health_interval_s=reader.read(environment.HEALTH_INTERVAL),
         withdrawn_timeout_s=reader.read(environment.WITHDRAWN_TIMEOUT),

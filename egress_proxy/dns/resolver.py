@@ -1,16 +1,19 @@
-"""Names become addresses: one question, one answer, over c-ares.
+"""Looks up names with c-ares: one question, one answer.
 
-`Resolver` asks for a name as it is, then with the search list of resolv.conf behind it, over UDP
-and, where an answer is truncated, over TCP. It remembers nothing: when to ask again is decided by
-`names.NameRefresher`. c-ares would keep answers for their TTL, and empty ones for longer than a pod
-should stay without an address, so its memory is emptied after every answer.
+`Resolver` looks up a name as it is, then below each domain of resolv.conf's search list, over UDP
+and, where an answer is truncated, over TCP. A name with a trailing dot is only looked up as it is.
+IPv4 and IPv6 are asked for separately, so that one family's failure takes nothing from the other.
 
-Not here: retries (c-ares has its own, and the refresher's backoff follows), DNSSEC, DNS over TLS,
-and a second resolver for when c-ares can't reach a server: libc would ask the same servers, in a
-thread that can't be cancelled, and gives no TTL.
+Nothing is remembered here: `refresher.NameRefresher` decides when to ask again. c-ares would keep
+answers for their TTL, and empty ones for longer than a pod should stay without an address, so its
+cache is emptied after every answer.
 
-Trust boundary: an answer is data from outside. Who uses it judges its addresses
-(`policy.AddressPolicy`).
+Left out: retries (c-ares has its own, and the refresher's backoff follows), DNSSEC, DNS over TLS,
+and getaddrinfo(3) as a fallback: it would ask the same servers, in a thread that can't be
+cancelled, and gives no TTL.
+
+Trust boundary: an answer is data from outside. `address_policy.AddressPolicy` decides about its
+addresses.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import aiodns
 import pycares
 
+from egress_proxy.config import files
+from egress_proxy.dns.resolv_conf import MAX_OCTETS, ResolvConf, parse_resolv_conf
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from egress_proxy.ip import Address
 
@@ -36,154 +42,267 @@ RESOLV_CONF = Path("/etc/resolv.conf")
 # ares_getaddrinfo(3), ARES_AI_NOSORT in ares.h: keep the order of the answer. c-ares would open a
 # socket to each address to sort them.
 _ARES_AI_NOSORT = 1 << 7
-# A name may have as many as fit into 64 KiB; more than these are of no use to a rotation.
+# A response holds at most 64 KiB of addresses; the rotation has no use for more than these.
 MAX_ADDRESSES = 256
-# How often resolv.conf is looked at: what c-ares watches by inotify, it does not see where there
-# are no watches left, or where a container has the file from elsewhere.
+# How often resolv.conf is checked. inotify does not see a file that a container has from elsewhere.
 WATCH_S = 2.0
+# RFC 1035 section 2.3.4.
+_MAX_NAME = 253
 
-# The part of a look-up's time after which IPv6 is asked for alone: once c-ares has an A it tries a
-# silent AAAA no more, but never gives up an A for an AAAA that it has. Its tries begin after 0, 2
-# and 6 s.
-_BOTH_SHARE = 0.7
+# Once one family has an answer, the other one has this long: c-ares' second attempt starts at 2 s.
+_OTHER_FAMILY_S = 3.0
 
-# What c-ares says of servers that can't be reached or do not answer.
+_NAMESERVERS = "EGRESS_DNS_PROXY_NAMESERVERS"
+# What c-ares reports for servers that can't be reached or do not answer.
 _UNREACHED = frozenset({aiodns.error.ARES_ECONNREFUSED, aiodns.error.ARES_ETIMEOUT})
+# The name does not exist, or has no address of the family.
+_NO_SUCH = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA})
 
 
 class LookupFailedError(Exception):
     """A name has no address now; the text says why."""
 
 
+class FamilyFailure(NamedTuple):
+    """Why the addresses of IP `version` (4 or 6) are not known."""
+
+    version: int
+    error: str
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The addresses of a name, in the order of the answer, good for `ttl_s` seconds."""
+    """The addresses of a name, IPv4 first, good for `ttl_s` seconds.
+
+    Where a family is in `failed`, the other one was answered; an empty family that is not in it
+    has no address.
+    """
 
     addresses: tuple[Address, ...]
     ttl_s: float
+    failed: tuple[FamilyFailure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What look-ups may take.
 
-    `lookup_s` is for one of them, with all its servers, retries and the search list. Those beyond
-    `at_once` wait for a place: a large configuration is no burst on the cluster's DNS. `forget_s`
-    after an answer c-ares forgets it, in a thread and within milliseconds; the same name is not
-    asked for again before a second has passed (names.EARLY_S).
+    `lookup_s` is for one look-up, with all its servers, retries and the search list. `at_once`
+    look-ups start together, so that a large configuration is no burst on the cluster's DNS; the
+    next one starts when one of them ends, or after `start_s`: silent servers do not hold up the
+    others. `forget_s` after an answer c-ares forgets it, in a thread and within milliseconds; the
+    same name is not looked up again before a second has passed (`refresher.EARLY_S`).
     """
 
     lookup_s: float = 10.0
     at_once: int = 64
+    start_s: float = 0.5
     forget_s: float = 0.25
 
 
 class Lookup(Protocol):
-    """Asks for a name once."""
+    """Looks up a name once."""
 
     async def __call__(self, name: str) -> Answer:
         """The answer; raises `LookupFailedError`."""
 
 
+class _Failure(NamedTuple):
+    """A question without an address; `number` is c-ares' error."""
+
+    number: int
+    error: str
+
+
+_Outcome = pycares.AddrInfoResult | _Failure
+
+
 class Resolver:
     """One c-ares channel for the whole process (each holds a thread and an inotify watch).
 
-    `nameservers` are ``address:port`` texts; none means those of resolv.conf, which c-ares reads by
-    itself: `resolv_conf` is the file that is watched for changes. Only addresses of `families` are
-    asked for.
+    `name_servers` are ``address:port`` texts; without any, those of `resolv_conf` are asked, from
+    `local_addresses` (at most one of each family). Only addresses of `families` are looked up.
     """
 
     def __init__(
         self,
-        nameservers: tuple[str, ...],
+        name_servers: tuple[str, ...],
         families: Collection[int],
         *,
+        local_addresses: Collection[Address] = (),
         resolv_conf: Path = RESOLV_CONF,
         bounds: Bounds = Bounds(),
     ) -> None:
-        self._nameservers = nameservers
-        self._family = socket.AF_UNSPEC if len(families) > 1 else socket.AddressFamily(*families)
-        self._resolv_conf = resolv_conf
+        self._name_servers = name_servers
+        # IPv4 first: AF_INET is the smaller number.
+        self._families = [socket.AddressFamily(family) for family in sorted(families)]
+        self._local_addresses = local_addresses
+        self._resolv_conf = str(resolv_conf)
         self._bounds = bounds
-        self._seen = _version(resolv_conf)
-        self._places = asyncio.Semaphore(bounds.at_once)
+        self._off_loop = files.OffLoop()
+        self._starting = asyncio.Semaphore(bounds.at_once)
         self._forgetting: asyncio.TimerHandle | None = None
+        self._seen: files.Version = None
+        self._read_error = ""
+        try:
+            self._seen, self._conf = files.in_time(self._read)
+        except OSError as error:
+            self._conf = ResolvConf()
+            self._read_error = f" ({error.strerror})"
         self._channel = self._open()
 
+    def _read(self) -> tuple[files.Version, ResolvConf]:
+        """The file's version, and what it says. Raises `OSError`."""
+        # The version first: a change in between is seen at the next check.
+        version = files.file_version(self._resolv_conf)
+        octets = files.read_file(self._resolv_conf, MAX_OCTETS)
+        return version, parse_resolv_conf(octets.decode(errors="replace"))
+
     def _open(self) -> _Channel:
-        # With ndots:1 a name of two labels is asked for as it is before the search list, which
-        # Kubernetes' usual ndots:5 would put first.
-        return _Channel(self._nameservers or None, ndots=1)
+        """Raises `pycares.AresError`."""
+        conf = self._conf
+        channel = _Channel(
+            self._name_servers or conf.name_servers,
+            # The search list is this module's; resolv.conf is never read by c-ares.
+            flags=pycares.ARES_FLAG_NOSEARCH,
+            resolvconf_path="/dev/null",
+            timeout=conf.timeout_s,
+            tries=conf.attempts,
+            rotate=conf.rotate,
+        )
+        if not self._name_servers:
+            channel.send_from(self._local_addresses)
+        return channel
 
     async def lookup(self, name: str) -> Answer:
-        """The answer; raises `LookupFailedError`, in bounded time once it has a place."""
-        async with self._places:
+        """The answer; raises `LookupFailedError`, in bounded time once it has started."""
+        async with self._starting:
+            question = asyncio.create_task(self._look_up(name), name=f"look up {name}")
             try:
-                async with asyncio.timeout(self._bounds.lookup_s):
-                    result = await self._ask(name)
-            except aiodns.error.DNSError as error:
-                raise LookupFailedError(self._explain(*error.args)) from None
-            except TimeoutError:
-                reason = self._explain(
-                    aiodns.error.ARES_ETIMEOUT, f"no answer within {self._bounds.lookup_s:g} s"
-                )
-                raise LookupFailedError(reason) from None
-            finally:
-                self._forget_soon()
-        return _read(result)
+                await asyncio.wait({question}, timeout=self._bounds.start_s)
+            except BaseException:
+                question.cancel()
+                raise
+        try:
+            return await question
+        finally:
+            self._forget_soon()
 
     async def watch(self, changed: Callable[[], None], *, interval_s: float = WATCH_S) -> None:
-        """Ask as resolv.conf says, and call `changed` when it says something else; until cancelled.
+        """Use what resolv.conf says now, and call `changed` whenever it changes; until cancelled.
 
-        A file that is gone for a moment changes nothing.
+        A file that is missing or can't be read changes nothing.
         """
         while True:
             await asyncio.sleep(interval_s)
-            seen = _version(self._resolv_conf)
-            # Out of descriptors, the next look finds the same change.
-            with contextlib.suppress(pycares.AresError):
-                if seen not in {None, self._seen}:
-                    # Made anew: one that reads the file again keeps a search list that is gone.
-                    stale, self._channel = self._channel, self._open()
-                    self._seen = seen
-                    await stale.close()
-                    changed()
+            try:
+                seen = await self._off_loop.call(lambda: files.file_version(self._resolv_conf))
+                if seen in {None, self._seen}:
+                    continue
+                self._seen, self._conf = await self._off_loop.call(self._read)
+                stale, self._channel = self._channel, self._open()
+            except (OSError, pycares.AresError):
+                # Out of descriptors, for example: the next check finds the same change.
+                self._seen = None
+                continue
+            self._read_error = ""
+            await stale.close()
+            changed()
 
     async def close(self) -> None:
         if self._forgetting is not None:
             self._forgetting.cancel()
         await self._channel.close()
 
-    async def _ask(self, name: str) -> pycares.AddrInfoResult:
-        if self._family is not socket.AF_UNSPEC:
-            return await self._ask_for(name, self._family)
-        try:
-            async with asyncio.timeout(_BOTH_SHARE * self._bounds.lookup_s):
-                return await self._ask_for(name, self._family)
-        except TimeoutError:
-            # With its dot it is no other name out of the search list.
-            return await self._ask_for(f"{name.removesuffix('.')}.", socket.AF_INET6)
+    async def _look_up(self, name: str) -> Answer:
+        deadline = asyncio.get_running_loop().time() + self._bounds.lookup_s
+        failure: _Failure | None = None
+        for candidate in _candidates(name, self._conf.search):
+            outcomes = await self._ask_families(candidate, deadline)
+            if any(isinstance(outcome, pycares.AddrInfoResult) for outcome in outcomes.values()):
+                return self._answer(outcomes)
+            failures = [each for each in outcomes.values() if isinstance(each, _Failure)]
+            broken = [each for each in failures if each.number not in _NO_SUCH]
+            if broken:
+                # The name may exist all the same: nothing below a search domain may replace it.
+                failure = broken[0]
+                break
+            failure = failure or failures[0]
+        assert failure is not None  # noqa: S101 - there is always a candidate
+        raise LookupFailedError(self._explain(failure))
 
-    async def _ask_for(self, name: str, family: socket.AddressFamily) -> pycares.AddrInfoResult:
+    def _answer(self, outcomes: dict[socket.AddressFamily, _Outcome]) -> Answer:
+        addresses: dict[Address, None] = {}
+        ttls: list[float] = []
+        failed = []
+        for family, outcome in outcomes.items():
+            if isinstance(outcome, pycares.AddrInfoResult):
+                nodes = outcome.nodes[:MAX_ADDRESSES]
+                addresses |= {ipaddress.ip_address(node.addr[0].decode()): None for node in nodes}
+                # An alias may point elsewhere before the addresses it points to have expired.
+                ttls += [node.ttl for node in outcome.nodes]
+                ttls += [alias.ttl for alias in outcome.cnames]
+            elif outcome.number not in _NO_SUCH:
+                version = 4 if family is socket.AF_INET else 6
+                failed.append(FamilyFailure(version, self._explain(outcome)))
+        return Answer(tuple(addresses)[:MAX_ADDRESSES], min(ttls), tuple(failed))
+
+    async def _ask_families(
+        self, name: str, deadline: float
+    ) -> dict[socket.AddressFamily, _Outcome]:
+        """Ask for all families at once; the one that is late fails."""
+        loop = asyncio.get_running_loop()
+        late = _Failure(aiodns.error.ARES_ETIMEOUT, f"no answer within {self._bounds.lookup_s:g} s")
+        questions = {
+            asyncio.create_task(self._ask(name, family), name=f"ask {name}"): family
+            for family in self._families
+        }
+        pending = set(questions)
+        try:
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending,
+                    timeout=max(deadline - loop.time(), 0),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not done:
+                    break
+                if any(isinstance(task.result(), pycares.AddrInfoResult) for task in done):
+                    deadline = min(deadline, loop.time() + _OTHER_FAMILY_S)
+                    late = late._replace(error="no answer, unlike the other family")
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        return {
+            family: late if task in pending else task.result() for task, family in questions.items()
+        }
+
+    async def _ask(self, name: str, family: socket.AddressFamily) -> _Outcome:
         while True:
             channel = self._channel
             try:
-                return await channel.getaddrinfo(
+                result = await channel.getaddrinfo(
                     name, family=family, type=socket.SOCK_STREAM, flags=_ARES_AI_NOSORT
                 )
-            except aiodns.error.DNSError:
+            except aiodns.error.DNSError as error:
                 # A channel that was closed under the question has not answered it.
                 if channel is self._channel:
-                    raise
+                    return _Failure(*error.args)
+            else:
+                if result.nodes:
+                    return result
+                return _Failure(aiodns.error.ARES_ENODATA, "the answer holds no address")
 
-    def _explain(self, number: int, reason: str) -> str:
-        if number not in _UNREACHED:
-            return reason
+    def _explain(self, failure: _Failure) -> str:
+        if failure.number not in _UNREACHED:
+            return failure.error
         servers = ", ".join(self._channel.servers)
-        return (
-            f"{reason} (asked {servers}): correct {self._resolv_conf}, or name servers in "
-            "EGRESS_DNS_PROXY_NAMESERVERS"
-        )
+        if self._name_servers:
+            cure = f"correct {_NAMESERVERS}"
+        else:
+            cure = f"correct {self._resolv_conf}{self._read_error}, or set {_NAMESERVERS}"
+        return f"{failure.error} (asked {servers}): {cure}"
 
     def _forget_soon(self) -> None:
         if self._forgetting is None:
@@ -200,31 +319,26 @@ class _Channel(aiodns.DNSResolver):
 
     @property
     def servers(self) -> list[str]:
-        """``address:port`` of each server; 127.0.0.1 where none is configured."""
+        """``address:port`` of each server."""
         return self._channel.servers
+
+    def send_from(self, addresses: Collection[Address]) -> None:
+        """Bind the sockets to these, at most one of each family (ares_set_local_ip4(3))."""
+        for address in addresses:
+            self._channel.set_local_ip(str(address))  # type: ignore[no-untyped-call] # without types
 
     def forget(self) -> None:
         """Empty the cache; look-ups under way go on (ares_reinit(3))."""
-        # Out of memory or threads: what follows the next answer does it.
+        # Out of memory or threads: the next answer tries again.
         with contextlib.suppress(pycares.AresError):
             self._channel.reinit()
 
 
-def _read(result: pycares.AddrInfoResult) -> Answer:
-    if not result.nodes:
-        raise LookupFailedError("the answer holds no address")
-    addresses = dict.fromkeys(
-        ipaddress.ip_address(node.addr[0].decode()) for node in result.nodes[:MAX_ADDRESSES]
-    )
-    # An alias may point elsewhere before the addresses it points to have grown old.
-    ttls = [node.ttl for node in result.nodes] + [alias.ttl for alias in result.cnames]
-    return Answer(tuple(addresses), min(ttls))
-
-
-def _version(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is rewritten or replaced; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+def _candidates(name: str, search: tuple[str, ...]) -> Iterator[str]:
+    """The absolute names to look up for `name`, in order, without their trailing dots."""
+    yield name.removesuffix(".")
+    if name.endswith("."):
+        return
+    for domain in search:
+        if len(name) + 1 + len(domain) <= _MAX_NAME:
+            yield f"{name}.{domain}"

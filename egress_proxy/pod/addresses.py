@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     Interfaces = Mapping[str, tuple[Address, ...]]
 
 LOOPBACK = "lo"
+POD_INTERFACE = "eth0"
 
 # linux/if_addr.h
 _IFA_F_PERMANENT = 0x80
@@ -151,6 +152,24 @@ def listen_points(
             points += [ListenPoint(address, device) for device in devices]
     # Two interfaces may have the same address; the second listener on it would fail.
     return tuple(dict.fromkeys(points))
+
+
+def pod_network_addresses(interfaces: Interfaces, egress_interface: str) -> tuple[Address, ...]:
+    """The pod's own address of each family, on the cluster's network.
+
+    eth0 is the interface of the cluster's network (CNI, and every runtime's name for it); without
+    it, the first other one. Empty without `egress_interface`: there is only one way out.
+    """
+    if egress_interface not in interfaces:
+        return ()
+    found: dict[int, Address] = {}
+    for name in sorted(interfaces, key=lambda name: name != POD_INTERFACE):
+        if name in {LOOPBACK, egress_interface}:
+            continue
+        for address in interfaces[name]:
+            if not address.is_link_local:
+                found.setdefault(address.version, address)
+    return tuple(found.values())
 
 
 def can_listen_by_device() -> bool:

@@ -133,7 +133,11 @@ class Daemon:
         )
         self._supervisor = Supervisor(loop, self._observer)
         loop.set_exception_handler(self._supervisor.handle_loop_exception)
-        self._resolver = Resolver(settings.nameservers, families_to_ask_for(sources, interfaces))
+        self._resolver = Resolver(
+            settings.nameservers,
+            families_to_ask_for(sources, interfaces),
+            local_addresses=addresses.pod_network_addresses(interfaces, settings.interface),
+        )
         self._address_monitor = AddressMonitor(loop, sources, self._observer)
         admin = settings.admin_listen
         policy = replace(

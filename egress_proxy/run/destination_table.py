@@ -306,7 +306,13 @@ class DestinationTable:
     def _refresher(self, name: str) -> NameRefresher:
         """The one refresher of `name`, however many ports lead to it; it asks from now on."""
         if name not in self.refreshers:
-            refresher = NameRefresher(name, self._lookup, self._data_plane.observer, self._policy)
+            refresher = NameRefresher(
+                name,
+                self._lookup,
+                self._data_plane.observer,
+                self._policy,
+                self._settings.stale_timeout_s,
+            )
             refresher.tell(lambda addresses: self._stale_sessions.set_addresses(name, addresses))
             self.refreshers[name] = refresher
             self._tasks[name] = self._supervisor.spawn(f"resolve {name}", refresher.run)

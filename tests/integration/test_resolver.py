@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, ip_address
@@ -172,6 +173,112 @@ async def test_a_family_that_fails_leaves_the_other(
 
 
 @FAMILIES
+async def test_a_failing_family_is_told_from_an_empty_one(
+    server: DnsServer, failing: str, left: str
+) -> None:
+    v4, v6 = ("192.0.2.1",), ("2001:db8::1",)
+    server.zone[NAME] = Name(a=v4, aaaa=v6, rcode=Rcode.SERVFAIL, failing=failing)
+    server.zone["empty.example.com"] = Name(aaaa=v6) if failing == "A" else Name(a=v4)
+    async with resolving(server) as resolver:
+        failed = await resolver.lookup(NAME)
+        empty = await resolver.lookup("empty.example.com")
+    assert addresses(failed) == addresses(empty) == {left}
+    [failure] = failed.failed
+    assert failure.version == (4 if failing == "A" else 6)
+    assert failure.error == "DNS server returned general failure"
+    assert empty.failed == ()
+
+
+SEARCHED = f"{NAME}.search.example.net"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [(NAME, {"192.0.2.1"}), (f"{NAME}.", None)], ids=["relative", "absolute"]
+)
+async def test_a_trailing_dot_keeps_a_name_out_of_the_search_list(
+    server: DnsServer, resolv_conf: Path, name: str, found: set[str] | None
+) -> None:
+    write(resolv_conf, "search search.example.net\n")
+    server.zone[SEARCHED] = Name(a=("192.0.2.1",))
+    resolver = Resolver((server.address,), BOTH, resolv_conf=resolv_conf)
+    try:
+        if found:
+            assert addresses(await resolver.lookup(name)) == found
+        else:
+            with pytest.raises(LookupFailedError, match="Domain name not found"):
+                await resolver.lookup(name)
+    finally:
+        await resolver.close()
+    assert [query.name for query in server.queries if query.kind == "A"] == (
+        [NAME, SEARCHED] if found else [NAME]
+    )
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+async def test_one_family_never_comes_from_the_search_list_alone(
+    server: DnsServer, resolv_conf: Path, kind: str
+) -> None:
+    """Not even if the name itself has only addresses of the other family, or fails."""
+    write(resolv_conf, "search search.example.net\n")
+    server.zone[SEARCHED] = Name(a=("192.0.2.66",), aaaa=("2001:db8::66",))
+    server.zone[NAME] = Name(a=("192.0.2.1",)) if kind == "A" else Name(aaaa=("2001:db8::1",))
+    server.zone["broken.example.com"] = Name(rcode=Rcode.SERVFAIL, failing=kind)
+    resolver = Resolver((server.address,), BOTH, resolv_conf=resolv_conf)
+    try:
+        assert len((await resolver.lookup(NAME)).addresses) == 1
+        with pytest.raises(LookupFailedError, match="general failure"):
+            await resolver.lookup("broken.example.com")
+    finally:
+        await resolver.close()
+    assert not server.asked(SEARCHED)
+
+
+async def test_a_resolv_conf_that_is_a_fifo_holds_nothing_up(
+    server: DnsServer, resolv_conf: Path
+) -> None:
+    server.zone[NAME] = Name(a=("192.0.2.1",))
+    os.mkfifo(resolv_conf)
+    async with watching(server, resolv_conf) as (resolver, changed):
+        assert addresses(await resolver.lookup(NAME)) == {"192.0.2.1"}
+        replace_file(resolv_conf, "# a file\n")
+        await changed.wait()
+        remove(resolv_conf)
+        os.mkfifo(resolv_conf)
+        assert addresses(await resolver.lookup(NAME)) == {"192.0.2.1"}
+
+
+async def test_a_fifo_is_named_where_no_server_answers(resolv_conf: Path) -> None:
+    os.mkfifo(resolv_conf)
+    nobody = Bounds(lookup_s=0.1)
+    resolver = Resolver((), {socket.AF_INET}, resolv_conf=resolv_conf, bounds=nobody)
+    try:
+        with pytest.raises(LookupFailedError) as caught:
+            await resolver.lookup(NAME)
+    finally:
+        await resolver.close()
+    assert str(caught.value).endswith(
+        f"(asked 127.0.0.1:53): correct {resolv_conf} (not a regular file), or set "
+        "EGRESS_DNS_PROXY_NAMESERVERS"
+    )
+
+
+async def test_silent_names_do_not_hold_up_the_others(server: DnsServer) -> None:
+    silent = [f"{number}.silent.example.com" for number in range(9)]
+    for name in silent:
+        server.hold(name)
+    server.zone[NAME] = Name(a=("192.0.2.1",))
+    bounds = Bounds(at_once=2, start_s=0.01, lookup_s=60.0)
+    async with resolving(server, families={socket.AF_INET}, bounds=bounds) as resolver:
+        questions = [asyncio.create_task(resolver.lookup(name)) for name in silent]
+        await asyncio.sleep(0)
+        assert addresses(await resolver.lookup(NAME)) == {"192.0.2.1"}
+        assert not any(question.done() for question in questions)
+        for question in questions:
+            question.cancel()
+        await asyncio.gather(*questions, return_exceptions=True)
+
+
+@FAMILIES
 async def test_a_family_that_is_silent_leaves_the_other(
     server: DnsServer, failing: str, left: str
 ) -> None:
@@ -192,8 +299,7 @@ async def test_a_silent_server_ends_a_look_up_in_time_and_may_come_back(
         with pytest.raises(LookupFailedError) as caught:
             await resolver.lookup(NAME)
         assert str(caught.value) == (
-            f"no answer within 0.5 s (asked {server.address}): correct /etc/resolv.conf, or name "
-            "servers in EGRESS_DNS_PROXY_NAMESERVERS"
+            f"no answer within 0.5 s (asked {server.address}): correct EGRESS_DNS_PROXY_NAMESERVERS"
         )
         server.release(NAME)
         assert addresses(await resolver.lookup(NAME)) == {"192.0.2.1"}
@@ -211,8 +317,8 @@ async def test_a_server_that_is_not_there_is_named() -> None:
     finally:
         await resolver.close()
     assert str(caught.value) == (
-        f"Could not contact DNS servers (asked 127.0.0.1:{port}): correct /etc/resolv.conf, or "
-        "name servers in EGRESS_DNS_PROXY_NAMESERVERS"
+        f"Could not contact DNS servers (asked 127.0.0.1:{port}): correct "
+        "EGRESS_DNS_PROXY_NAMESERVERS"
     )
 
 
@@ -235,7 +341,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     new = path.with_suffix(".new")
     new.write_text(text)
     new.rename(path)
@@ -249,7 +355,7 @@ def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("change", [write, replace])
+@pytest.mark.parametrize("change", [write, replace_file])
 async def test_resolv_conf_changes(
     server: DnsServer, resolv_conf: Path, change: Callable[[Path, str], None]
 ) -> None:
@@ -298,7 +404,7 @@ async def test_no_more_look_ups_at_once_than_there_are_places(
     for name in names:
         server.zone[name] = Name(a=("192.0.2.1",))
         server.hold(name)
-    three = Bounds(at_once=3)
+    three = Bounds(at_once=3, start_s=60.0)
     async with resolving(server, families={socket.AF_INET}, bounds=three) as resolver:
         questions = asyncio.gather(*map(resolver.lookup, names))
         for number, name in enumerate(names):

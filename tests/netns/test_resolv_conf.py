@@ -10,8 +10,9 @@ import pytest
 
 from tests.support.deployment import RESOLV_CONF, Deployment, PodSecurity
 from tests.support.dns import DnsServer, Name
-from tests.support.lab import CLUSTER_DNS, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND
+from tests.support.lab import CLUSTER_DNS, NODE_TO_PODS, OUTSIDE, OUTSIDE_SECOND, POD, RESERVED
 from tests.support.namespaces import Container
+from tests.support.network import IPV6, Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 PORT = 9000
 NAME = "moved.example.com"
+# Reachable only through the node, like CLUSTER_DNS, but not in resolv.conf when init runs.
+UNKNOWN_TO_INIT = Host.of("198.51.100.252/32", "2001:db8:0:f::54/128")
+FAMILIES = pytest.mark.parametrize(
+    "version", ["v4", pytest.param("v6", marks=pytest.mark.skipif(not IPV6, reason="no IPv6"))]
+)
 # The first of the search list in RESOLV_CONF.
 SEARCHED = f"{NAME}.egress.svc.cluster.local"
 # A change is to be seen after so long.
@@ -63,6 +69,37 @@ def test_resolv_conf_names_another_server(rewritten: Deployment, second: DnsServ
     rewritten.change_resolv_conf(RESOLV_CONF.replace(CLUSTER_DNS.v4, NODE_TO_PODS.v4))
     changed(proxy, OUTSIDE_SECOND.v4)
     assert monotonic() - written_at < NOTICED_S
+
+
+@FAMILIES
+def test_a_server_that_init_has_not_known_is_asked_over_the_pod_network(
+    rewritten: Deployment, lab: Lab, version: str
+) -> None:
+    """It is on no network of the pod, and the default route leads to the LAN."""
+    lab.node.configure("lo", UNKNOWN_TO_INIT)
+    address = getattr(UNKNOWN_TO_INIT, version)
+    with DnsServer(lab.node.bind(address, 53), lab.node.listen(address, 53)) as unknown:
+        rewritten.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=LONG_S)
+        unknown.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,), ttl_s=LONG_S)
+        proxy = start(rewritten)
+        changed(proxy, OUTSIDE.v4)
+        rewritten.change_resolv_conf(f"nameserver {address}\n")
+        changed(proxy, OUTSIDE_SECOND.v4)
+        assert {query.client for query in unknown.queries} == {getattr(POD, version)}
+
+
+def test_servers_of_the_variable_are_asked_where_the_routes_lead(
+    rewritten: Deployment, lab: Lab
+) -> None:
+    with DnsServer(lab.outside.bind(OUTSIDE.v4, 53), lab.outside.listen(OUTSIDE.v4, 53)) as remote:
+        remote.zone[NAME] = Name(a=(OUTSIDE_SECOND.v4,))
+        proxy = rewritten.start(
+            EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {NAME}",
+            EGRESS_DNS_PROXY_NAMESERVERS=OUTSIDE.v4,
+        )
+        changed(proxy, OUTSIDE_SECOND.v4)
+        assert {query.client for query in remote.queries} == {RESERVED.v4}
+    assert not rewritten.dns.queries
 
 
 def test_resolv_conf_loses_its_search_list(rewritten: Deployment, second: DnsServer) -> None:

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -61,6 +61,7 @@ class Query:
     name: str
     kind: str
     transport: Transport
+    client: str = field(default="", compare=False)
 
 
 def answer(
@@ -182,31 +183,33 @@ class DnsServer:
             wire, client = self._udp.recvfrom(_DATAGRAM_BYTES)
             if self._closing:
                 return
-            self._receive(wire, "udp", partial(_send_to, self._udp, client))
+            self._receive(wire, "udp", client[0], partial(_send_to, self._udp, client))
 
     def _serve_tcp(self) -> None:
         while True:
             try:
-                connection, _ = self._tcp.accept()
+                connection, client = self._tcp.accept()
             except OSError:  # shut down
                 return
             with self._news:
                 self._sockets.append(connection)
                 if self._closing:
                     return
-                self._spawn(partial(self._serve_connection, connection))
+                self._spawn(partial(self._serve_connection, connection, client[0]))
 
-    def _serve_connection(self, connection: socket.socket) -> None:
+    def _serve_connection(self, connection: socket.socket, client: str) -> None:
         with connection.makefile("rb") as stream, suppress(ConnectionError):
             # RFC 1035, 4.2.2: two octets of length before each message.
             while len(length := stream.read(2)) == struct.calcsize("!H"):
                 wire = stream.read(*struct.unpack("!H", length))
-                self._receive(wire, "tcp", partial(_send_framed, connection))
+                self._receive(wire, "tcp", client, partial(_send_framed, connection))
 
-    def _receive(self, wire: bytes, transport: Transport, send: Callable[[bytes], None]) -> None:
+    def _receive(
+        self, wire: bytes, transport: Transport, client: str, send: Callable[[bytes], None]
+    ) -> None:
         request = dns.message.from_wire(wire)
         question = request.question[0]
-        query = Query(_key(question.name), RdataType(question.rdtype).name, transport)
+        query = Query(_key(question.name), RdataType(question.rdtype).name, transport, client)
 
         def reply() -> None:
             # What fits a datagram is for the zone to say, not for the size that the client offers.

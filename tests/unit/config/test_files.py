@@ -61,12 +61,11 @@ def test_a_version_changes_with_the_file(tmp_path: Path) -> None:
     assert files.file_version(str(file)) not in {first, None}
 
 
-def test_a_call_that_hangs_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "TIMEOUT_S", 0.01)
+def test_a_call_that_hangs_fails_in_time() -> None:
     answer = threading.Event()
     try:
         with pytest.raises(OSError, match="the file system does not answer"):
-            files.in_time(answer.wait)
+            files.in_time(answer.wait, timeout_s=0.01)
     finally:
         answer.set()
         join_file_threads()

@@ -36,6 +36,7 @@ DEFAULTS = Settings(
     removed_timeout_s=0.0,
     max_connections=None,
     nameservers=(),
+    stale_timeout_s=86400.0,
     deny=(),
     health_interval_s=0.0,
     withdrawn_timeout_s=0.0,
@@ -92,6 +93,7 @@ def test_blank_variables_are_unset_ones() -> None:
         ({f"{P}HEALTH_INTERVAL": "30s"}, "health_interval_s", 30.0),
         ({f"{P}HEALTH_INTERVAL": "off"}, "health_interval_s", 0.0),
         ({f"{P}WITHDRAWN_TIMEOUT": "10m"}, "withdrawn_timeout_s", 600.0),
+        ({f"{P}STALE_TIMEOUT": "0"}, "stale_timeout_s", 0.0),
         ({f"{P}WITHDRAWN_TIMEOUT": "0"}, "withdrawn_timeout_s", 0.0),
         (
             {f"{P}NAMESERVERS": "192.0.2.53, 192.0.2.54:5353,192.0.2.55:"},

@@ -14,6 +14,7 @@ from egress_proxy.ip import family_of
 from egress_proxy.pod.addresses import (
     ListenPoint,
     listen_points,
+    pod_network_addresses,
     read_autoconfigured_addresses,
     read_interfaces,
     source_addresses,
@@ -37,6 +38,22 @@ POD = {
     "half0": addresses("fe80::5", "2001:db8::5"),
     "local0": addresses("fe80::6", "169.254.3.4"),
 }
+
+
+@pytest.mark.parametrize(
+    ("present", "found"),
+    [
+        (POD, ("10.128.2.17", "fd01::17")),
+        ({**POD, "eth0": ()}, ("2001:db8::5",)),
+        ({"lo": POD["lo"], "macvlan0": POD["macvlan0"]}, ()),
+        ({"lo": POD["lo"], "eth0": POD["eth0"]}, ()),
+    ],
+    ids=["eth0 first", "another interface", "no other interface", "no egress interface"],
+)
+def test_the_pods_address_on_the_clusters_network(
+    present: dict[str, tuple[Address, ...]], found: tuple[str, ...]
+) -> None:
+    assert pod_network_addresses(present, "macvlan0") == addresses(*found)
 
 
 @pytest.mark.parametrize(
