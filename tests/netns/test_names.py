@@ -132,6 +132,7 @@ def test_remotes_are_reached_by_the_families_that_have_a_source(
         proxy = start(deployment)
         usable = proxy.wait_for("destination.changed")["addresses"]
         assert set(usable) == {getattr(OUTSIDE, family) for family in families}
+        proxy.wait_for("listener.opened")
         # Addresses take turns, so each of them gets one of so many clients.
         for _ in families:
             stack.enter_context(lab.client.connect(POD.v4, PORT))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.config.settings import read_settings
-from egress_proxy.errors import ConfigurationError
+from egress_proxy.errors import ConfigurationError, quote
 from egress_proxy.init.settings import read_settings as read_init_settings
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_a_file_in_another_encoding(tmp_path: Path, encoding: str) -> None:
     file.write_text("80 a.example", encoding)
     text = "80 a.example".encode("utf-16-le").decode()
     message = {
-        "utf-16": f": '{file}': the file is UTF-16; save it as UTF-8",
+        "utf-16": f": {quote(str(file))}: the file is UTF-16; save it as UTF-8",
         "utf-16-le": (
             f" line 1: {text!r}: a NUL octet: UTF-16 or a binary file; save the file as UTF-8"
         ),
