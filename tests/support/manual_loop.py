@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import selectors
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ class ManualLoop:
     def time(self) -> float:
         return self.now
 
-    def call_at(self, when: float, callback: Callable[[], object], /) -> _Timer:
-        timer = _Timer(when, callback)
+    def call_at(self, when: float, callback: Callable[..., object], /, *args: object) -> _Timer:
+        timer = _Timer(when, partial(callback, *args))
         heapq.heappush(self._timers, timer)
         return timer
 
-    def call_later(self, delay: float, callback: Callable[[], object], /) -> _Timer:
-        return self.call_at(self.now + delay, callback)
+    def call_later(self, delay: float, callback: Callable[..., object], /, *args: object) -> _Timer:
+        return self.call_at(self.now + delay, callback, *args)
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass, with all timers in them."""

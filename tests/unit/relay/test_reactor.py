@@ -256,24 +256,6 @@ async def test_a_defect_in_a_batch_ends_its_own_connection(rig: Rig) -> None:
     assert rig.defects == ["in a batch"]
 
 
-async def test_sockets_that_are_always_ready_leave_the_event_loop_its_turn(rig: Rig) -> None:
-    """Each fills its pipe again as soon as it is empty; it hangs if not."""
-
-    def echo(reader: End, writer: End) -> Callable[[], None]:
-        def act() -> None:
-            os.read(reader.fileno(), 1)
-            os.write(writer.fileno(), b"!")
-
-        return act
-
-    for _ in range(16):
-        reader, writer = rig.pipe()
-        os.write(writer.fileno(), b"!")
-        rig.reactor.watch(reader.real, Watcher(echo(reader, writer)))
-    await turns(10)
-    assert rig.defects == []
-
-
 async def test_the_time_is_that_of_the_batch(rig: Rig) -> None:
     before = rig.reactor.now
     times = []
