@@ -35,7 +35,9 @@ _ACCEPTS = 4
 # A port that could not listen tries again after so long, doubled each time up to the last.
 _RETRY_FIRST_S = 1.0
 _RETRY_LAST_S = 30.0
-# Errors of the new connection, not of the listener (accept(2), "Error handling").
+# Errors of the new connection, not of the listener (accept(2), "Error handling"). So many of them
+# in a row are the listener's after all.
+_ERRORS_IN_A_ROW = 64
 _OF_THE_CLIENT = frozenset(
     {
         errno.ECONNABORTED,
@@ -67,10 +69,13 @@ class Listener:
         self.state: ListenerState = "refusing"
         # Why the port can't listen; empty unless the state is "failed".
         self.error = ""
+        # The address and port of each socket.
+        self.addresses: list[tuple[str, int]] = []
         self._data_plane = data_plane
         self._sockets: list[socket.SocketType] = []
         self._listening: list[socket.SocketType] = []
         self._watched: list[socket.SocketType] = []
+        self._accept_errors = 0
         self._retry: Timer | None = None
         self._retry_s = _RETRY_FIRST_S
 
@@ -82,15 +87,11 @@ class Listener:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         keep_alive(sock)
+        self.addresses.append(sock.getsockname()[:2])
 
     @property
     def sockets(self) -> Sequence[socket.SocketType]:
         return self._sockets
-
-    @property
-    def addresses(self) -> list[tuple[str, int]]:
-        """The address and port of each socket."""
-        return [sock.getsockname()[:2] for sock in self._sockets]
 
     def open(self) -> None:
         """Accept clients; a port that can't listen tries again by itself."""
@@ -110,6 +111,7 @@ class Listener:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
+        self.addresses.clear()
         if was_listening:
             self._data_plane.observer.observe(
                 ListenerClosed(listener=self.port, destination=self.destination)
@@ -139,13 +141,15 @@ class Listener:
             return False
         except OSError as error:
             return self._accept_failed(error.errno or errno.EIO)
+        self._accept_errors = 0
         client = socket.SocketType(listening.family, socket.SOCK_STREAM, 0, fd)
         client.setblocking(False)  # noqa: FBT003 - the method has no keyword
         self.on_client(client, client_address)
         return self._data_plane.admission.takes_clients(self)
 
     def _accept_failed(self, error_number: int) -> bool:
-        if error_number in _OF_THE_CLIENT:
+        self._accept_errors += 1
+        if error_number in _OF_THE_CLIENT and self._accept_errors % _ERRORS_IN_A_ROW:
             return True
         admission = self._data_plane.admission
         if error_number in EXHAUSTED:
@@ -157,12 +161,12 @@ class Listener:
 
     def _listen(self) -> None:
         self._retry = None
-        for sock in self._sockets:
+        for sock, (address, _) in zip(self._sockets, self.addresses, strict=True):
             try:
                 sock.listen(_BACKLOG)
             except OSError as error:
                 self._stop_listening()
-                self._failed(sock, error)
+                self._failed(address, error)
                 return
             self._listening.append(sock)
         self.state, self.error, self._retry_s = "listening", "", _RETRY_FIRST_S
@@ -175,7 +179,7 @@ class Listener:
             )
         )
 
-    def _failed(self, sock: socket.SocketType, error: OSError) -> None:
+    def _failed(self, address: str, error: OSError) -> None:
         self.state, self.error = "failed", error.strerror or str(error)
         retry_s, self._retry_s = self._retry_s, min(2 * self._retry_s, _RETRY_LAST_S)
         self._retry = self._data_plane.reactor.loop.call_later(retry_s, self._listen)
@@ -183,7 +187,7 @@ class Listener:
             ListenerFailed(
                 listener=self.port,
                 destination=self.destination,
-                address=sock.getsockname()[0],
+                address=address,
                 error=self.error,
                 retry_s=retry_s,
             )

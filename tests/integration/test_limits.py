@@ -332,3 +332,29 @@ async def test_an_idle_connection_without_a_limit_is_looked_at_again() -> None:
         connection.on_timer()
         assert list(rig.wheel) == [connection]
         assert connection.deadline_tick > rig.wheel._current()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOMEM], ids=errno.errorcode.get)
+async def test_listeners_that_epoll_has_no_room_for_resume_once_it_has(number: int) -> None:
+    lacking = False
+    refused = asyncio.Event()
+
+    class Full(Reactor):
+        def watch_listener(self, sock: socket.SocketType, watcher: Watcher) -> None:
+            if lacking:
+                refused.set()
+                raise OSError(number, "as if")
+            super().watch_listener(sock, watcher)
+
+    async with Rig(maximum=1, reactor=Full) as rig:
+        client, upstream = await rig.pair()
+        assert rig.admission.paused
+        lacking = True
+        client.reset()
+        assert await upstream.receive_all() == (b"", True)
+        await refused.wait()
+        # Another listener took the last room; the status says so, and the record was written.
+        assert not rig.admission.takes_clients(rig.port)
+        assert len(rig.recorder.closed) == 1
+        lacking = False
+        await echo(*await rig.pair())
