@@ -46,6 +46,7 @@ coverage: install ## run the same tests, and show what of the package they cover
 docs: install ## make the documents that are made from the code
 	$(BIN)/python -m docs.metrics
 	$(BIN)/python -m docs.log_events
+	$(BIN)/python -m docs.configuration
 
 .PHONY: demo
 demo: install ## show the main job at work, in network namespaces of its own

@@ -123,58 +123,63 @@ DESTINATION = Variable(
     "EGRESS_DNS_PROXY_DESTINATION",
     None,
     _parse_text,
-    "the destinations, one a line: <port> <host> [<remote port>]",
+    "the destinations, one per line: <port> <host> [<remote port>]",
 )
 DESTINATION_FILE = Variable(
-    "EGRESS_DNS_PROXY_DESTINATION_FILE", None, _parse_text, "the same text in a file"
+    "EGRESS_DNS_PROXY_DESTINATION_FILE",
+    None,
+    _parse_text,
+    "a file with the destinations instead, reloaded when it changes",
 )
 DEBUG = Variable(
     "EGRESS_DNS_PROXY_DEBUG",
     "",
     variables.parse_flag,
-    "on: a log record for each connection and each DNS answer",
+    "on: a log record per connection and per DNS answer; off for empty, 0, false, no, off",
 )
 SOURCE = Variable(
     "EGRESS_DNS_PROXY_SOURCE",
     "auto",
     _parse_source,
-    "the address that remotes see: auto (the egress interface's), an address or two, or any",
+    "the address that remotes see: auto (the egress interface's), one IPv4 and/or one IPv6 "
+    "address, or any (the kernel chooses: no reserved address, for a trial)",
 )
 LISTEN = Variable(
     "EGRESS_DNS_PROXY_LISTEN",
     "auto",
     _parse_listen,
-    "addresses to listen on; auto: all of the pod's but the egress interface's",
+    "addresses to listen on, comma list; auto: all of the pod's except the egress interface's, so "
+    "that the LAN cannot use the pod as a relay",
 )
 ALLOW_CLIENTS = Variable(
     "EGRESS_DNS_PROXY_ALLOW_CLIENTS",
     "",
     variables.parse_networks,
-    "networks (CIDR) that may connect; empty: all",
+    "networks of clients that may connect, comma list in CIDR form; empty: all",
 )
 CONNECT_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_CONNECT_TIMEOUT",
     "10s",
     variables.parse_positive_duration,
-    "for one client, all attempts together",
+    "how long connecting for one client may take, all attempts together",
 )
 IDLE_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_IDLE_TIMEOUT",
     "1h",
     variables.parse_duration,
-    "no byte either way for so long ends a connection; 0 is never",
+    "how long a connection may be without a byte in either direction; 0 is for ever",
 )
 HALF_CLOSE_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_HALF_CLOSE_TIMEOUT",
     "5m",
     variables.parse_duration,
-    "the same once one side has finished; 0 is never",
+    "how long a connection may be without a byte once one side has finished; 0 is for ever",
 )
 DRAIN_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_DRAIN_TIMEOUT",
     "25s",
     variables.parse_duration,
-    "how long sessions may go on after SIGTERM",
+    "how long sessions may go on after SIGTERM; set terminationGracePeriodSeconds to 5 s more",
 )
 REMOVED_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_REMOVED_TIMEOUT",
@@ -187,13 +192,14 @@ MAX_CONNECTIONS = Variable(
     "EGRESS_DNS_PROXY_MAX_CONNECTIONS",
     "",
     _parse_maximum,
-    "client connections in all; by default what RLIMIT_NOFILE allows",
+    "client connections in all; empty: as many as RLIMIT_NOFILE allows",
 )
 NAMESERVERS = Variable(
     "EGRESS_DNS_PROXY_NAMESERVERS",
     "",
     _parse_nameservers,
-    "name servers, ip[:port] in a comma list; empty: those of resolv.conf",
+    "name servers, ip[:port] in a comma list, reached where the routes lead; empty: those of "
+    "resolv.conf, reached over the pod network",
 )
 STALE_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_STALE_TIMEOUT",
@@ -205,26 +211,27 @@ DENY = Variable(
     "EGRESS_DNS_PROXY_DENY",
     "",
     variables.parse_networks,
-    "networks (CIDR) that are never connected to, whatever a name says",
+    "networks that are never connected to, whatever a name says, comma list in CIDR form: for "
+    "example the cluster's own",
 )
 HEALTH_INTERVAL = Variable(
     "EGRESS_DNS_PROXY_HEALTH_INTERVAL",
     "off",
     _parse_health_interval,
-    "how often each address of a name with several is tried by a connection without clients",
+    "active health check: how often a connection to each address of a name with several is tried",
 )
 WITHDRAWN_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT",
     "off",
     _parse_duration_or_off,
-    "how long sessions may go on to an address that its name no longer has",
+    "how long sessions may go on to an address that DNS no longer returns; off or 0 is for ever",
 )
 ADMIN_LISTEN = Variable(
     "EGRESS_DNS_PROXY_ADMIN_LISTEN",
     ":9153",
     parse_admin_listen,
-    "health, metrics and the status page: [address]:port, or off; without an address, every one "
-    "of the pod's but the egress interface's",
+    "health, metrics and the status page: [address]:port, or off; without an address, on all of "
+    "the pod's addresses except the egress interface's",
 )
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,

@@ -48,7 +48,7 @@ GATEWAY_REQUIRED = Variable(
     "EGRESS_GATEWAY_REQUIRED",
     "",
     variables.parse_flag,
-    "on: fail when the gateway does not answer; by default that is a warning",
+    "on: a gateway that does not answer is a failure; off: it is a warning",
 )
 MODE = Variable(
     "EGRESS_ROUTER_MODE",
