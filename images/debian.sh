@@ -25,7 +25,7 @@ case $suite in
     sid | experimental) sources=$(sed "/ $suite-/d" <<< "$sources") ;;
 esac
 if [[ $suite == experimental ]]; then
-    # It only adds to sid, and apt takes nothing from it unless it is told to.
+    # It contains additions to sid only, and apt installs nothing from it by default.
     sources=$(sed 'p; s/ experimental / sid /' <<< "$sources")
     # shellcheck disable=SC2016 # mmdebstrap's shell fills in the directory
     options+=(--setup-hook='printf "Package: *\nPin: release o=Debian\nPin-Priority: 500\n" \
