@@ -39,6 +39,8 @@ _TERMINATION_OCTETS = 4096
 # For "and so many more": a text has fewer than a million lines.
 _ROOM = len("\n… and 999999 more".encode())
 
+_ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+
 
 def main(
     arguments: Sequence[str] | None = None,
@@ -67,7 +69,18 @@ def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     from egress_proxy.init import run as init_run  # noqa: PLC0415 - see above
     from egress_proxy.telemetry.logs import make_logger  # noqa: PLC0415 - check --offline needs none
 
-    init_run.run(wanted, make_logger(wanted.log_format, debug=wanted.debug))
+    log = make_logger(wanted.log_format, debug=wanted.debug)
+    if wanted.mode != "legacy":
+        init_run.run(wanted, log)
+        return
+    # Blocked from the start: the first process of a container ignores a SIGTERM without a handler.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        init_run.run(wanted, log)
+        log.info("init.waiting")
+        signal.sigwait(_ENDING)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:

@@ -31,6 +31,10 @@ class InitDone(Event, name="init.done", level="info"):
     duration_s: float
 
 
+class InitWaiting(Event, name="init.waiting", level="info"):
+    """Redirect mode's rules are set, and the mode `legacy` waits for SIGTERM."""
+
+
 class InitFailed(Event, name="init.failed", level="error"):
     """`init` ends without success. All changes were undone, unless a problem says what is left."""
 

@@ -1,8 +1,7 @@
-"""What a data path in the kernel would need of the pod: prepared, and off.
+"""Forwarding in the pod, for the families that redirect mode translates; without it, none.
 
-Packets of clients would be forwarded rather than relayed: they come in over the pod network and
-leave over the egress interface, with the reserved address put in by netfilter. No mode asks for it
-yet; the proxy itself needs none of this.
+Clients' packets come in over the pod network and leave over the egress interface. The rules that
+let nothing else through are there before (`plan.Plan.rules`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _LOOSE = 2
 
 
 def forwarding_steps(state: State, settings: InitSettings) -> Iterator[Step]:
-    versions = {source.version for source in settings.sources}
+    versions = frozenset() if settings.ruleset is None else settings.ruleset.versions
     pod_links = [link for link in state.links if not link.loopback]
     if IPV4 in versions:
         for link in pod_links:
@@ -38,6 +37,11 @@ def forwarding_steps(state: State, settings: InitSettings) -> Iterator[Step]:
                     "ipv4/conf", link.name, "rp_filter", before=link.ipv4.rp_filter, wanted=_LOOSE
                 )
     if IPV6 in versions:
-        # IPv6 has one switch for all interfaces, and only below /proc/sys (ip-sysctl).
-        on = all(link.ipv6 is None or link.ipv6.forwarding for link in pod_links)
-        yield from sysctl_steps("ipv6/conf", "all", "forwarding", before=int(on), wanted=1)
+        yield from sysctl_steps(
+            "ipv6/conf", "all", "forwarding", before=int(ipv6_forwards(state)), wanted=1
+        )
+
+
+def ipv6_forwards(state: State) -> bool:
+    """IPv6 has one switch for all interfaces, and only below /proc/sys (ip-sysctl)."""
+    return all(link.loopback or link.ipv6 is None or link.ipv6.forwarding for link in state.links)

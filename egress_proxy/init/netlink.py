@@ -37,9 +37,12 @@ from egress_proxy.init.steps import (
     PutAddress,
     PutRoute,
     PutRule,
+    PutTable,
+    RestoreTable,
     SetLink,
     SetSysctl,
 )
+from egress_proxy.nft import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,6 +136,8 @@ class Netlink:
                 self._ip.rule("del", **rule_fields(rule))
             case SetSysctl():
                 devconf.set_sysctl(change)
+            case PutTable() | RestoreTable():
+                command.commit(change.transaction)
 
     def wait(self, check: Callable[[State], T | None], timeout_s: float) -> T | None:
         """The first result of `check` that is not None, as links and addresses change.

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING
 from egress_proxy.init.forwarding import forwarding_steps
 from egress_proxy.init.routes import route_steps
 from egress_proxy.init.state import IPV4, IPV6, RETRANS_TIME_MS, InterfaceAddress
-from egress_proxy.init.steps import DropAddress, PutAddress, SetLink, SetSysctl, Step, sysctl_steps
+from egress_proxy.init.steps import (
+    DropAddress,
+    PutAddress,
+    PutTable,
+    RestoreTable,
+    SetLink,
+    SetSysctl,
+    Step,
+    sysctl_steps,
+)
+from egress_proxy.nft.table import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +43,13 @@ _FAST_RETRANS_MS = 220
 class Plan:
     """The steps in the order in which they are taken.
 
-    `link` makes the interface carry frames. `ipv6_addresses` start the kernel's own detection of
+    `rules` come first: from then on nothing is forwarded that they do not name. `link` makes the
+    interface carry frames. `ipv6_addresses` start the kernel's own detection of
     duplicates, `ipv4_addresses` must wait for ours, and `routes` come once the addresses hold.
+    Forwarding is the last of them.
     """
 
+    rules: tuple[Step, ...]
     link: tuple[Step, ...]
     ipv6_addresses: tuple[Step, ...]
     ipv4_addresses: tuple[Step, ...]
@@ -44,15 +57,11 @@ class Plan:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        return self.link + self.ipv6_addresses + self.ipv4_addresses + self.routes
+        return self.rules + self.link + self.ipv6_addresses + self.ipv4_addresses + self.routes
 
 
-def make_plan(state: State, settings: InitSettings, *, forwarding: bool = False) -> Plan:
-    """What leads from `state` to `settings`.
-
-    `forwarding` prepares the pod for a data path in the kernel; nothing asks for it yet. KeyError
-    when the egress interface is not there.
-    """
+def make_plan(state: State, settings: InitSettings) -> Plan:
+    """What leads from `state` to `settings`. KeyError when the egress interface is not there."""
     link = state.link(settings.interface)
     if link is None:
         raise KeyError(settings.interface)
@@ -60,11 +69,21 @@ def make_plan(state: State, settings: InitSettings, *, forwarding: bool = False)
     fast_dad, restore = _fast_dad_steps(link, needed=bool(ipv6_addresses))
     routes = (step for source in settings.sources for step in route_steps(state, link, source))
     return Plan(
+        rules=tuple(_rule_steps(state, settings)),
         link=tuple(_link_steps(state, link, settings)),
         ipv6_addresses=fast_dad + ipv6_addresses,
         ipv4_addresses=tuple(_address_steps(state, settings, IPV4)),
-        routes=(*restore, *routes, *(forwarding_steps(state, settings) if forwarding else ())),
+        routes=(*restore, *routes, *forwarding_steps(state, settings)),
     )
+
+
+def _rule_steps(state: State, settings: InitSettings) -> Iterator[Step]:
+    if settings.ruleset is None:
+        return
+    table = settings.ruleset.table()
+    before = state.table_listing
+    if not same(table.listing(), before):
+        yield Step(PutTable(table, replaces=bool(before)), RestoreTable(before))
 
 
 def _link_steps(state: State, egress: Link, settings: InitSettings) -> Iterator[Step]:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from egress_proxy.config import sources as names
 from egress_proxy.config import variables
 from egress_proxy.errors import Problem
+from egress_proxy.init.rule_problems import find_rule_problems, no_rules, reason_of
 from egress_proxy.init.state import IPV6, REPLY_TABLE
-from egress_proxy.init.steps import PutAddress, SetLink, SetSysctl
+from egress_proxy.init.steps import PutAddress, PutTable, SetLink, SetSysctl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,7 @@ def unmet_preconditions(state: State, settings: InitSettings) -> tuple[Problem, 
     problems.extend(_role_problems(state, link, settings))
     for source in settings.sources:
         problems.extend(_source_problems(state, link, source))
+    problems.extend(find_rule_problems(state, settings))
     return tuple(problems)
 
 
@@ -201,6 +203,8 @@ def _set_sysctl(link: Link, name: str) -> str:
 
 def refused(change: Change, error: OSError, settings: InitSettings) -> Problem:
     """The kernel does not make `change`."""
+    if isinstance(change, PutTable):
+        return no_rules(error)
     if isinstance(change, (SetLink, SetSysctl)):
         variable, value = variables.INTERFACE.name, settings.interface
     elif isinstance(change, PutAddress):
@@ -212,7 +216,7 @@ def refused(change: Change, error: OSError, settings: InitSettings) -> Problem:
     return Problem(
         variable=variable,
         value=value,
-        reason=f"the kernel refuses '{change}': {_said(error)}",
+        reason=f"the kernel refuses '{change}': {reason_of(error)}",
         cure="add NET_ADMIN to securityContext.capabilities"
         if powerless
         else "compare it with what egress-proxy check shows",
@@ -224,20 +228,15 @@ def failed(error: OSError, settings: InitSettings) -> Problem:
     return Problem(
         variable=variables.INTERFACE.name,
         value=settings.interface,
-        reason=f"the network failed on the way: {_said(error)}",
+        reason=f"the network failed on the way: {reason_of(error)}",
         cure="look for something else that changes the pod's network",
     )
-
-
-def _said(error: OSError) -> str:
-    """The kernel's reason; if_nametoindex(3) in Python gives a text of its own."""
-    return error.strerror or str(error)
 
 
 def not_undone(change: Change, error: OSError) -> Problem:
     """After a failure, `change` was to restore what was there before."""
     return Problem(
-        value=str(change), reason=f"could not be undone: {_said(error)}", cure="delete the pod"
+        value=str(change), reason=f"could not be undone: {reason_of(error)}", cure="delete the pod"
     )
 
 
@@ -264,7 +263,7 @@ def no_packet_socket(interface: str, error: OSError) -> Problem:
     return Problem(
         variable=variables.INTERFACE.name,
         value=interface,
-        reason=f"can't send and parse frames on it: {_said(error)}",
+        reason=f"can't send and parse frames on it: {reason_of(error)}",
         cure="add NET_RAW to securityContext.capabilities",
     )
 

@@ -14,14 +14,17 @@ from egress_proxy.init.plan import make_plan
 from egress_proxy.init.preview import Preview
 from egress_proxy.init.problems import failed, find_warnings, unmet_preconditions
 from egress_proxy.init.takeover import Takeover
+from egress_proxy.nft import command
+from egress_proxy.nft.table import same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from structlog.typing import FilteringBoundLogger
 
     from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import State
+    from egress_proxy.nft.ruleset import Ruleset
 
 
 def run(
@@ -47,14 +50,14 @@ def run(
 
 def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace) -> None:
     started = time.monotonic()
-    state = observe(netlink)
+    state = observe(netlink, settings)
     problems = unmet_preconditions(state, settings)
     if problems:
         raise PlatformError(*problems)
     _warn(log, find_warnings(state, settings))
     takeover = Takeover(netlink, settings, log, pace)
     try:
-        warnings = takeover.carry_out(state, lambda: observe(netlink))
+        warnings = takeover.carry_out(state, lambda: observe(netlink, settings))
     except PlatformError as error:
         raise PlatformError(*error.problems, *takeover.undo()) from None
     except OSError as error:
@@ -76,15 +79,20 @@ def preview(settings: InitSettings) -> Preview:
     Raises `PlatformError` when the network can't be read.
     """
     with _opened(Netlink) as netlink:
-        state = observe(netlink)
+        state = observe(netlink, settings)
     present = state.link(settings.interface) is not None
     return Preview(
         settings=settings,
         state=state,
-        steps=tuple(map(str, make_plan(state, settings).steps)) if present else (),
+        steps=tuple(_commands(state, settings)) if present else (),
         problems=unmet_preconditions(state, settings),
         warnings=find_warnings(state, settings),
     )
+
+
+def _commands(state: State, settings: InitSettings) -> Iterator[str]:
+    for step in make_plan(state, settings).steps:
+        yield from str(step).splitlines()
 
 
 def _opened(open_netlink: Callable[[], Netlink]) -> Netlink:
@@ -98,10 +106,10 @@ def _opened(open_netlink: Callable[[], Netlink]) -> Netlink:
         raise PlatformError(problem) from error
 
 
-def observe(netlink: Netlink) -> State:
+def observe(netlink: Netlink, settings: InitSettings) -> State:
     """The pod's network, and what else init depends on. Raises `PlatformError`."""
     try:
-        return replace(
+        state = replace(
             netlink.observe(),
             name_servers=host_facts.read_name_servers(),
             missing_capabilities=host_facts.missing_capabilities(),
@@ -113,6 +121,22 @@ def observe(netlink: Netlink) -> State:
             cure="run init in the pod's network namespace",
         )
         raise PlatformError(problem) from error
+    # What nft would say without NET_ADMIN is known.
+    if settings.ruleset is None or state.missing_capabilities:
+        return state
+    return _observe_table(state, settings.ruleset)
+
+
+def _observe_table(state: State, ruleset: Ruleset) -> State:
+    table = ruleset.table()
+    listing = ""
+    try:
+        listing = command.list_table()
+        if not same(listing, table.listing()):
+            command.try_text(table.transaction())
+    except OSError as error:
+        return replace(state, table_listing=listing, table_refusal=error)
+    return replace(state, table_listing=listing)
 
 
 def _warn(log: FilteringBoundLogger, warnings: Iterable[Problem]) -> None:

@@ -6,27 +6,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from egress_proxy.config import variables
+from egress_proxy.config.redirects import parse_redirects
 from egress_proxy.config.sources import GATEWAY, SOURCE, read_sources
 from egress_proxy.config.variables import RefusedError, Variable
-from egress_proxy.errors import Problem
+from egress_proxy.errors import ConfigurationError, Problem
+from egress_proxy.nft.ruleset import Ruleset, Translation
+from egress_proxy.nft.table import quote_interface
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from egress_proxy.config.redirects import RedirectTable
     from egress_proxy.config.sources import Source
     from egress_proxy.config.variables import LogFormat
 
-Mode = Literal["dns-proxy", "http-proxy"]
+Mode = Literal["dns-proxy", "http-proxy", "init", "legacy"]
 
-_MODES: dict[str, Mode] = {"dns-proxy": "dns-proxy", "http-proxy": "http-proxy"}
-# The original's two names for redirect mode; leaving the mode out meant the first.
-_REDIRECT = ("legacy", "init")
-_REDIRECT_DESTINATION = "EGRESS_DESTINATION"
+_MODES: dict[str, Mode] = {mode: mode for mode in ("dns-proxy", "http-proxy", "init", "legacy")}
+# The modes with rules of their own; the original meant the second where there was none.
+_REDIRECT: tuple[Mode, ...] = ("init", "legacy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitSettings:
-    """What `init` does; `sources` holds one IPv4 source, one IPv6 source, or both in that order."""
+    """What `init` does; `sources` holds one IPv4 source, one IPv6 source, or both in that order.
+
+    `ruleset` is redirect mode's; without one the pod forwards nothing.
+    """
 
     interface: str
     sources: tuple[Source, ...]
@@ -34,13 +40,16 @@ class InitSettings:
     gateway_required: bool
     debug: bool
     log_format: LogFormat
+    ruleset: Ruleset | None = None
+
+
+def _parse_text(text: str) -> str:
+    return text
 
 
 def _parse_mode(text: str) -> Mode:
-    if text in _REDIRECT:
-        raise RefusedError("redirect mode is not implemented yet", "write dns-proxy")
     if text not in _MODES:
-        raise RefusedError("not a mode", "write dns-proxy or http-proxy")
+        raise RefusedError("not a mode", f"write {', '.join(_MODES)}")
     return _MODES[text]
 
 
@@ -54,7 +63,16 @@ MODE = Variable(
     "EGRESS_ROUTER_MODE",
     "dns-proxy",
     _parse_mode,
-    "dns-proxy or http-proxy; for both, init sets up the network and nothing else",
+    "dns-proxy or http-proxy: set up the network and nothing else; init: redirect by the rules of "
+    "EGRESS_DESTINATION, then exit; legacy: the same, then wait for SIGTERM, and the default where "
+    "EGRESS_DESTINATION is set",
+)
+DESTINATION = Variable(
+    "EGRESS_DESTINATION",
+    "",
+    _parse_text,
+    "redirect mode's rules, one per line: <port> tcp|udp|sctp <address> [<remote port>]; "
+    "an address alone on the last line takes all the rest",
 )
 DEBUG = Variable("EGRESS_ROUTER_DEBUG", "", variables.parse_flag, "on: log every netlink step")
 VARIABLES: tuple[Variable[Any], ...] = (
@@ -62,6 +80,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     GATEWAY,
     GATEWAY_REQUIRED,
     MODE,
+    DESTINATION,
     DEBUG,
     variables.INTERFACE,
     variables.LOG_FORMAT,
@@ -71,30 +90,79 @@ VARIABLES: tuple[Variable[Any], ...] = (
 def read_settings(environ: Mapping[str, str]) -> InitSettings:
     """Everything `init` needs from `environ`. Raises `ConfigurationError` with all problems."""
     reader = variables.Reader(environ)
+    interface = reader.read(variables.INTERFACE)
+    sources = read_sources(reader)
+    mode = _read_mode(reader)
     settings = InitSettings(
-        interface=reader.read(variables.INTERFACE),
-        sources=read_sources(reader),
-        mode=_read_mode(reader),
+        interface=interface,
+        sources=sources,
+        mode=mode,
         gateway_required=reader.read(GATEWAY_REQUIRED),
         debug=reader.read(DEBUG),
         log_format=reader.read(variables.LOG_FORMAT),
+        ruleset=_read_ruleset(reader, interface, sources) if mode in _REDIRECT else None,
     )
     reader.raise_problems()
     return settings
 
 
 def _read_mode(reader: variables.Reader) -> Mode:
-    mode = reader.read(MODE)
-    destination = reader.environ.get(_REDIRECT_DESTINATION, "").strip()
-    if destination and not reader.environ.get(MODE.name, "").strip():
-        reader.problems.append(
-            Problem(
-                variable=_REDIRECT_DESTINATION,
-                value=destination,
-                reason=f"without {MODE.name} this asks for redirect mode, "
-                "which is not implemented yet",
-                cure=f"set {MODE.name} to dns-proxy, "
-                "and EGRESS_DNS_PROXY_DESTINATION of the main container",
-            )
+    # Without a mode, what the original did with these rules.
+    if reader.text(DESTINATION) and not reader.environ.get(MODE.name, "").strip():
+        return "legacy"
+    return reader.read(MODE)
+
+
+def _read_ruleset(
+    reader: variables.Reader, interface: str | None, sources: tuple[Source, ...]
+) -> Ruleset | None:
+    """The rules of redirect mode; None where they, or what they depend on, are wrong."""
+    try:
+        # Not stripped: the lines are counted.
+        table = parse_redirects(reader.environ.get(DESTINATION.name, ""), variable=DESTINATION.name)
+    except ConfigurationError as error:
+        reader.problems.extend(error.problems)
+        return None
+    if sources:
+        reader.problems.extend(_unreachable(table, sources))
+    if interface is None:
+        return None
+    try:
+        quote_interface(interface)
+    except ValueError:
+        refused = RefusedError(
+            "nftables can't name this interface in redirect mode",
+            "give it a name of letters, digits, '.', '_', '@' and '-'",
         )
-    return mode
+        reader.refuse(variables.INTERFACE, refused, interface)
+    return Ruleset(
+        egress=interface,
+        sources=tuple(source.address for source in sources),
+        translations=tuple(
+            Translation(entry.protocol, entry.port, (entry.address,), entry.remote_port)
+            for entry in table.redirects
+        ),
+        fallback=None if table.fallback is None else table.fallback.address,
+    )
+
+
+def _unreachable(table: RedirectTable, sources: tuple[Source, ...]) -> Iterator[Problem]:
+    versions = {source.version for source in sources}
+    own = {source.address for source in sources}
+    for entry in table.entries:
+        address = entry.address
+        if address.version not in versions:
+            reason = f"an IPv{address.version} address, and {SOURCE.name} has none to send from"
+            cure = f"add one to {SOURCE.name}, and its router to {GATEWAY.name}"
+        elif address in own:
+            reason = f"the same address as {SOURCE.name}"
+            cure = "write the remote host's own address"
+        else:
+            continue
+        yield Problem(
+            variable=DESTINATION.name,
+            line=entry.line,
+            value=str(address),
+            reason=reason,
+            cure=cure,
+        )

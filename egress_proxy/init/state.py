@@ -191,7 +191,9 @@ class State:
     """The pod's network as observed; `routes` are those of the main and the reply table.
 
     `name_servers` are those of resolv.conf. `sysctls_writable` is false where /proc/sys is
-    read-only, as in every container that is not privileged.
+    read-only, as in every container that is not privileged. `table_listing` is our nftables
+    table as nft prints it, or empty, and `table_refusal` is why nft can't read it or take the one
+    that is wanted; both are looked at in redirect mode only.
     """
 
     links: tuple[Link, ...]
@@ -201,6 +203,8 @@ class State:
     name_servers: tuple[Address, ...] = ()
     missing_capabilities: tuple[str, ...] = ()
     sysctls_writable: bool = False
+    table_listing: str = ""
+    table_refusal: OSError | None = None
 
     def link(self, name: str) -> Link | None:
         return next((link for link in self.links if link.name == name), None)

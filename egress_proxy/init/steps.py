@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from egress_proxy.init.state import IPV6
+from egress_proxy.nft.table import DELETION
 
 if TYPE_CHECKING:
     from egress_proxy.init.state import InterfaceAddress, Route, Rule
+    from egress_proxy.nft.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,47 @@ class SetSysctl:
         return f"sysctl -w net{'/' if '/' in key else '.'}{key}={self.value}"
 
 
+@dataclass(frozen=True, slots=True)
+class PutTable:
+    """Put our nftables table in its place, in one transaction; its text has a line per command."""
+
+    table: Table
+    replaces: bool
+
+    @property
+    def transaction(self) -> str:
+        return self.table.transaction()
+
+    def __str__(self) -> str:
+        removal = [f"nft {DELETION.rstrip()}"] if self.replaces else []
+        return "\n".join([*removal, *self.table.commands()])
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreTable:
+    """Put back the table of that listing; with an empty one, there was none."""
+
+    listing: str
+
+    @property
+    def transaction(self) -> str:
+        return DELETION + self.listing
+
+    def __str__(self) -> str:
+        return f"nft {DELETION.rstrip()}" + (" and restore what was there" if self.listing else "")
+
+
 Change: TypeAlias = (
-    SetLink | PutAddress | DropAddress | PutRoute | DropRoute | PutRule | DropRule | SetSysctl
+    SetLink
+    | PutAddress
+    | DropAddress
+    | PutRoute
+    | DropRoute
+    | PutRule
+    | DropRule
+    | SetSysctl
+    | PutTable
+    | RestoreTable
 )
 
 

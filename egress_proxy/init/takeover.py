@@ -2,7 +2,8 @@
 
 The order of `carry_out` is a promise. Before the address is taken nobody else may have it; before
 the default route moves, replies have their own table; and the default route is never absent, so
-that a kill at any moment leaves a pod that the next run can finish.
+that a kill at any moment leaves a pod that the next run can finish. Redirect mode's rules come
+before everything and forwarding comes last, so that nothing is forwarded without them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.init import problems
 from egress_proxy.init.announce import Wire, announce, detect, other_owner
 from egress_proxy.init.plan import make_plan
+from egress_proxy.init.rule_problems import no_conntrack
+from egress_proxy.nft.conntrack import delete, list_flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from egress_proxy.init.netlink import Netlink
     from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import State
-    from egress_proxy.init.steps import Step
+    from egress_proxy.init.steps import Change, Step
     from egress_proxy.ip import Address
 
 # How long the parent of a macvlan may take until it carries frames.
@@ -51,6 +54,8 @@ class Takeover:
         Raises `PlatformError`, and then `undo` is due.
         """
         plan = make_plan(state, self._settings)
+        self._apply(plan.rules)
+        self._forget_untranslated(state)
         self._apply(plan.link)
         mac = self._wait_for_carrier()
         with self._open_wire(mac) as wire:
@@ -73,7 +78,7 @@ class Takeover:
             except OSError as error:
                 left.append(problems.not_undone(change, error))
             else:
-                self._log.debug("init.step", command=str(change), undo=True)
+                self._log_step(change, undo=True)
         return tuple(left)
 
     def _apply(self, steps: Iterable[Step]) -> None:
@@ -83,7 +88,31 @@ class Takeover:
             except OSError as error:
                 raise PlatformError(problems.refused(step.change, error, self._settings)) from None
             self.done.append(step)
-            self._log.debug("init.step", command=str(step.change), undo=False)
+            self._log_step(step.change, undo=False)
+
+    def _log_step(self, change: Change, *, undo: bool) -> None:
+        for command in str(change).splitlines():
+            self._log.debug("init.step", command=command, undo=undo)
+
+    def _forget_untranslated(self, state: State) -> None:
+        """Delete flows to the pod that the rules would translate and that began before them.
+
+        The kernel asks the rules once for each flow, so a UDP flow that goes on would never get to
+        its destination. In every run, because an earlier one may have been killed just before.
+        """
+        ruleset = self._settings.ruleset
+        if ruleset is None:
+            return
+        own = {held.address for held in state.addresses}
+        inside = {
+            held.address for held in state.addresses if held.interface != self._settings.interface
+        }
+        try:
+            for flow in list(list_flows()):
+                if flow.target in inside and flow.source not in own and ruleset.misses(flow):
+                    delete(flow)
+        except OSError as error:
+            raise PlatformError(no_conntrack(error)) from None
 
     def _wait_for_carrier(self) -> bytes:
         """Wait until the interface carries frames; its Ethernet address."""

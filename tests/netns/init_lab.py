@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.state import MAIN_TABLE
+from egress_proxy.nft.command import list_table
 from tests.support.lab import EGRESS_PROXY, GATEWAY, OUTSIDE, POD, RESERVED
 from tests.support.log_schema import violations
 from tests.support.namespaces import Container
@@ -108,10 +109,11 @@ def snapshot(namespace: Namespace) -> tuple[object, ...]:
     """
     state = observe(namespace)
     return (
-        {(link.name, link.up, link.ipv6) for link in state.links},
+        {(link.name, link.up, link.ipv4, link.ipv6) for link in state.links},
         {str(held) for held in state.addresses if not held.address.is_link_local},
         {str(route) for route in state.routes if not route.destination.is_link_local},
         {str(rule) for rule in state.rules},
+        namespace.call(list_table),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.netns import scripted_init
 from tests.netns.init_lab import DUAL, NEEDED, Result, run_in_pod, snapshot
-from tests.support.lab import CLUSTER_DNS, Lab
+from tests.support.lab import CLUSTER_DNS, OUTSIDE, Lab
 from tests.support.namespaces import Container
 
 if TYPE_CHECKING:
@@ -29,10 +29,18 @@ def resolv_conf(tmp_path: Path) -> Path:
     return path
 
 
-def scripted(lab: Lab, resolv_conf: Path, *options: str) -> Result:
+# The last changes: forwarding of both links in IPv4, a filter, and forwarding in IPv6.
+FORWARDING = 4
+REDIRECT = DUAL | {
+    "EGRESS_ROUTER_MODE": "init",
+    "EGRESS_DESTINATION": f"80 tcp {OUTSIDE.v4} 8080\n81 udp {OUTSIDE.v6}",
+}
+
+
+def scripted(lab: Lab, resolv_conf: Path, *options: str, env: dict[str, str] = DUAL) -> Result:
     command = (sys.executable, scripted_init.__file__, *options)
     container = Container(resolv_conf=str(resolv_conf), capabilities=NEEDED)
-    return run_in_pod(lab, *command, env=DUAL, container=container)
+    return run_in_pod(lab, *command, env=env, container=container)
 
 
 def changes_of(result: Result) -> list[str]:
@@ -71,6 +79,32 @@ def test_a_failure_before_any_change_restores_everything(
     assert changes > 20
     # The first place that is none.
     assert changes <= place < changes + 4
+
+
+def test_a_kill_around_the_rules_and_forwarding(resolv_conf: Path) -> None:
+    with Lab() as lab:
+        steps = steps_of(scripted(lab, resolv_conf, env=REDIRECT))
+        undisturbed = snapshot(lab.pod)
+    for place in (0, 1, *range(steps - FORWARDING, steps)):
+        with Lab() as lab:
+            killed = scripted(lab, resolv_conf, "--kill-before", str(place), env=REDIRECT)
+            assert killed.status == -signal.SIGKILL
+            scripted(lab, resolv_conf, env=REDIRECT).expect_done()
+            assert snapshot(lab.pod) == undisturbed, f"killed before change {place}"
+
+
+def test_a_failure_before_forwarding_takes_the_rules_back(lab: Lab, resolv_conf: Path) -> None:
+    with Lab() as other:
+        steps = steps_of(scripted(other, resolv_conf, env=REDIRECT))
+    before = snapshot(lab.pod)
+    for place in (1, *range(steps - FORWARDING, steps)):
+        result = scripted(lab, resolv_conf, "--fail-before", str(place), env=REDIRECT)
+        assert (result.status, "an accident" in result.stderr) == (1, True)
+        assert snapshot(lab.pod) == before, f"failed before change {place}"
+
+
+def steps_of(result: Result) -> int:
+    return int(result.expect_done()["steps"])
 
 
 def test_what_could_not_be_undone_is_told(lab: Lab, resolv_conf: Path) -> None:

@@ -29,6 +29,8 @@ from egress_proxy.init.steps import (
     PutAddress,
     PutRoute,
     PutRule,
+    PutTable,
+    RestoreTable,
     SetLink,
     SetSysctl,
 )
@@ -126,7 +128,7 @@ def state(text: str, *links: Link, name_servers: str = "", sysctls_writable: boo
     )
 
 
-def after(observed: State, change: Change) -> State:  # noqa: PLR0911 - one for each change
+def after(observed: State, change: Change) -> State:  # noqa: C901, PLR0911 - one for each change
     """What the kernel would show after `change`, as far as a plan depends on it."""
     match change:
         case SetLink(interface, up):
@@ -153,6 +155,10 @@ def after(observed: State, change: Change) -> State:  # noqa: PLR0911 - one for 
             return replace(observed, rules=_without(observed.rules, rule))
         case SetSysctl():
             return _with_sysctl(observed, change)
+        case PutTable(table):
+            return replace(observed, table_listing=table.listing())
+        case RestoreTable(listing):
+            return replace(observed, table_listing=listing)
 
 
 def _with_address(observed: State, address: InterfaceAddress) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import pytest
 
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.state import MAIN_TABLE, Ipv4Sysctls, Ipv6Sysctls
+from egress_proxy.init.steps import RestoreTable
+from egress_proxy.nft.ruleset import Ruleset, Translation
 from tests.unit.init.iproute import ETH0, MACVLAN0, NET1, after, settings, state
 
 if TYPE_CHECKING:
@@ -392,26 +395,63 @@ def test_an_interrupted_detection_leaves_nothing_quick(address: str) -> None:
     ]
 
 
-def test_forwarding_is_off_unless_it_is_asked_for() -> None:
+REDIRECT = replace(
+    BOTH,
+    mode="init",
+    ruleset=Ruleset(
+        egress="macvlan0",
+        sources=tuple(source.address for source in BOTH.sources),
+        translations=(
+            Translation("tcp", 80, (ip_address("10.4.5.6"), ip_address("2001:db8::1")), 80),
+        ),
+    ),
+)
+
+
+def test_redirect_mode_begins_with_the_rules_and_ends_with_forwarding() -> None:
     observed = state(POD + POD6, replace(ETH0, ipv4=Ipv4Sysctls(rp_filter=1)), MACVLAN0)
-    off = make_plan(observed, BOTH)
-    on = make_plan(observed, BOTH, forwarding=True)
-    assert [str(step) for step in on.steps[len(off.steps) :]] == [
+    without = make_plan(observed, BOTH)
+    plan = make_plan(observed, REDIRECT)
+    [rules] = plan.rules
+    assert str(rules).splitlines()[0] == "nft add table inet egress_proxy"
+    assert str(rules.undo) == "nft delete table inet egress_proxy"
+    assert plan.steps[0] == rules
+    assert [str(step) for step in plan.steps[1 + len(without.steps) :]] == [
         "sysctl -w net.ipv4.conf.eth0.forwarding=1",
         "sysctl -w net.ipv4.conf.eth0.rp_filter=2",
         "sysctl -w net.ipv4.conf.macvlan0.forwarding=1",
         "sysctl -w net.ipv6.conf.all.forwarding=1",
     ]
-    assert on.steps[: len(off.steps)] == off.steps
+    assert plan.steps[1 : 1 + len(without.steps)] == without.steps
 
 
-def test_forwarding_that_is_on_needs_nothing() -> None:
+def test_rules_that_are_there_and_forwarding_that_is_on_need_nothing() -> None:
+    assert REDIRECT.ruleset is not None
     forwards = Ipv4Sysctls(forwarding=1, rp_filter=2)
     links = (
         replace(link, ipv4=forwards, ipv6=Ipv6Sysctls(forwarding=1)) for link in (ETH0, MACVLAN0)
     )
-    observed = state(POD + POD6, *links)
-    assert make_plan(observed, BOTH, forwarding=True) == make_plan(observed, BOTH)
+    observed = replace(state(POD + POD6, *links), table_listing=REDIRECT.ruleset.table().listing())
+    assert make_plan(observed, REDIRECT) == make_plan(observed, BOTH)
+
+
+def test_other_rules_are_replaced_and_can_be_put_back() -> None:
+    before = "table inet egress_proxy {\n}\n"
+    [step] = make_plan(replace(state(POD, ETH0, MACVLAN0), table_listing=before), REDIRECT).rules
+    assert str(step).splitlines()[:2] == [
+        "nft delete table inet egress_proxy",
+        "nft add table inet egress_proxy",
+    ]
+    assert step.undo == RestoreTable(before)
+    assert RestoreTable(before).transaction == f"delete table inet egress_proxy\n{before}"
+
+
+def test_a_family_without_rules_is_not_forwarded() -> None:
+    assert REDIRECT.ruleset is not None
+    only4 = Translation("tcp", 80, (ip_address("10.4.5.6"),), 80)
+    ruleset = replace(REDIRECT.ruleset, translations=(only4,))
+    steps = make_plan(state(POD + POD6, ETH0, MACVLAN0), replace(REDIRECT, ruleset=ruleset)).steps
+    assert not any("ipv6.conf.all" in str(step) for step in steps)
 
 
 def test_an_interface_that_is_not_there() -> None:

@@ -9,6 +9,7 @@ import pytest
 from egress_proxy.config.sources import Source
 from egress_proxy.errors import ConfigurationError
 from egress_proxy.init.settings import VARIABLES, InitSettings, read_settings
+from egress_proxy.nft.ruleset import Ruleset, Translation
 
 GOOD = {"EGRESS_SOURCE": "192.0.2.99/24", "EGRESS_GATEWAY": "192.0.2.1"}
 SOURCE = Source(ip_address("192.0.2.99"), 24, ip_address("192.0.2.1"))
@@ -47,7 +48,7 @@ def test_every_variable_is_read() -> None:
 
 
 def test_help_can_list_each_variable_once() -> None:
-    assert len({variable.name for variable in VARIABLES}) == len(VARIABLES) == 7
+    assert len({variable.name for variable in VARIABLES}) == len(VARIABLES) == 8
 
 
 @pytest.mark.parametrize(
@@ -194,26 +195,43 @@ def test_a_source_reads_as_the_admin_wrote_it(source: str, shown: str) -> None:
                 "and EGRESS_SOURCE has no such address; remove the gateway, or add the address"
             ),
         ),
-        *(
-            (
-                {"EGRESS_ROUTER_MODE": mode},
-                (
-                    f"EGRESS_ROUTER_MODE: '{mode}': redirect mode is not implemented yet; "
-                    "write dns-proxy"
-                ),
-            )
-            for mode in ("legacy", "init")
-        ),
         (
             {"EGRESS_ROUTER_MODE": "unit-test"},
-            "EGRESS_ROUTER_MODE: 'unit-test': not a mode; write dns-proxy or http-proxy",
+            (
+                "EGRESS_ROUTER_MODE: 'unit-test': not a mode; "
+                "write dns-proxy, http-proxy, init, legacy"
+            ),
+        ),
+        *(
+            (
+                {"EGRESS_ROUTER_MODE": mode, "EGRESS_DESTINATION": " "},
+                (
+                    "EGRESS_DESTINATION: no rule; write one per line: "
+                    "<port> tcp|udp|sctp <address> [<remote port>]; "
+                    "or an address alone, for everything"
+                ),
+            )
+            for mode in ("init", "legacy")
         ),
         (
-            {"EGRESS_DESTINATION": "203.0.113.25"},
+            {"EGRESS_DESTINATION": "\n80 tcp 2001:db8::1"},
             (
-                "EGRESS_DESTINATION: '203.0.113.25': without EGRESS_ROUTER_MODE this asks for "
-                "redirect mode, which is not implemented yet; set EGRESS_ROUTER_MODE to dns-proxy, "
-                "and EGRESS_DNS_PROXY_DESTINATION of the main container"
+                "EGRESS_DESTINATION line 2: '2001:db8::1': an IPv6 address, and EGRESS_SOURCE has "
+                "none to send from; add one to EGRESS_SOURCE, and its router to EGRESS_GATEWAY"
+            ),
+        ),
+        (
+            {"EGRESS_DESTINATION": "80 tcp 10.4.5.6\n192.0.2.99"},
+            (
+                "EGRESS_DESTINATION line 2: '192.0.2.99': the same address as EGRESS_SOURCE; "
+                "write the remote host's own address"
+            ),
+        ),
+        (
+            {"EGRESS_DESTINATION": "10.1.2.3", "EGRESS_INTERFACE": "eth*"},
+            (
+                "EGRESS_INTERFACE: 'eth*': nftables can't name this interface in redirect mode; "
+                "give it a name of letters, digits, '.', '_', '@' and '-'"
             ),
         ),
         (
@@ -232,9 +250,24 @@ def test_refusals(changes: dict[str, str], message: str) -> None:
     assert caught.value.exit_status == 2
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [({}, "legacy"), ({"EGRESS_ROUTER_MODE": "init"}, "init")],
+)
+def test_redirect_mode(mode: dict[str, str], expected: str) -> None:
+    settings = read_settings({**GOOD, **mode, "EGRESS_DESTINATION": "80 tcp 10.4.5.6 81"})
+    assert settings.mode == expected
+    assert settings.ruleset == Ruleset(
+        egress="macvlan0",
+        sources=(SOURCE.address,),
+        translations=(Translation("tcp", 80, (ip_address("10.4.5.6"),), 81),),
+    )
+
+
 def test_a_mode_makes_the_originals_other_variables_harmless() -> None:
     environ = {**GOOD, "EGRESS_DESTINATION": "203.0.113.25", "EGRESS_ROUTER_MODE": "dns-proxy"}
-    assert read_settings(environ).sources == (SOURCE,)
+    settings = read_settings(environ)
+    assert (settings.sources, settings.ruleset) == ((SOURCE,), None)
 
 
 def test_all_problems_are_told_in_one_go() -> None:
@@ -244,14 +277,15 @@ def test_all_problems_are_told_in_one_go() -> None:
                 "EGRESS_SOURCE": "192.0.2.300",
                 "EGRESS_GATEWAY": "router",
                 "EGRESS_ROUTER_MODE": "legacy",
+                "EGRESS_DESTINATION": "80 icmp 10.4.5.6",
                 "EGRESS_INTERFACE": "a/b",
                 "EGRESS_DNS_PROXY_LOG_FORMAT": "xml",
             }
         )
     assert sorted(problem.variable for problem in caught.value.problems) == [
+        "EGRESS_DESTINATION",
         "EGRESS_DNS_PROXY_LOG_FORMAT",
         "EGRESS_GATEWAY",
         "EGRESS_INTERFACE",
-        "EGRESS_ROUTER_MODE",
         "EGRESS_SOURCE",
     ]

@@ -1,0 +1,77 @@
+"""nft(8), which speaks to the kernel: list our table, try a text, commit it.
+
+The program comes with the image. Its own grammar rather than its JSON, which in nft 1.0.6 loses the
+policy of a ct timeout, declares no map to an address with a port, and crashes on some mistakes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+
+from egress_proxy.nft.table import FAMILY, NAME
+
+# Where distributions put it; a container's PATH may be empty.
+_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+# A thousand destinations take well below a second.
+_TIMEOUT_S = 30.0
+_NUMBERS = {os.strerror(number): number for number in errno.errorcode}
+
+
+class NoNftError(FileNotFoundError):
+    """There is no nft program."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ENOENT, "there is no nft program")
+
+
+def list_table() -> str:
+    """Our table as nft lists it, without what its counters hold; empty when there is none.
+
+    Raises OSError with what nft says.
+    """
+    tables = _run("list", "tables", FAMILY).splitlines()
+    if f"table {FAMILY} {NAME}" not in tables:
+        return ""
+    return _run("--stateless", "list", "table", FAMILY, NAME)
+
+
+def try_text(text: str) -> None:
+    """Let nft and the kernel judge `text` without any change. Raises OSError with what they say."""
+    _run("--check", "--file", "-", text=text)
+
+
+def commit(text: str) -> None:
+    """Carry out `text` in one transaction: all of it or nothing. Raises OSError."""
+    _run("--file", "-", text=text)
+
+
+def _run(*arguments: str, text: str = "") -> str:
+    program = shutil.which("nft", path=_PATH)
+    if program is None:
+        raise NoNftError
+    try:
+        done = subprocess.run(  # noqa: S603 - the arguments are ours
+            [program, *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+            env={"LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(errno.ETIMEDOUT, f"nft takes more than {_TIMEOUT_S:g} s") from None
+    if done.returncode != 0:
+        raise _error(done)
+    return done.stdout
+
+
+def _error(done: subprocess.CompletedProcess[str]) -> OSError:
+    """What nft says is 'FILE:LINE:COLUMN: Error: WHAT: WHY', and then the line with its marks."""
+    said = next((line for line in done.stderr.splitlines() if "rror: " in line), "")
+    what = said.partition("rror: ")[2] or f"nft ended with status {done.returncode}"
+    why = what.rpartition(": ")[2].partition(" (")[0]
+    return OSError(_NUMBERS.get(why, errno.EINVAL), what)
