@@ -1,8 +1,9 @@
 """Log records on stdout: one event name and its fields, as a JSON line or for a person's eyes.
 
-Standard output is the container's log; `RunLog` is the one of the daemon, which nothing blocks.
-Text from peers, DNS or files reaches it only as field values, and `_escape` makes each printable
-first, so nothing that a peer sends can break a line or drive a terminal.
+Standard output is the container's log; `RunLog` writes it without blocking the event loop. Text
+from peers, DNS or files is only ever the value of a field, and `_escape` makes it printable and
+cuts what is long, so nothing that a peer sends can break a line, drive a terminal or fill the
+buffer.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from egress_proxy.config.variables import LogFormat
 
 
+# Texts and lists are cut to these, so that every record fits the buffer of the writer. Nothing that
+# an operator reads is longer.
+_MAX_CHARACTERS = 8192
+_MAX_ENTRIES = 200
+_MAX_IN_LIST = 512
+
 _LEVELS = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
@@ -40,9 +47,9 @@ def make_logger(
     debug: bool,
     stream: TextIO | None = None,
 ) -> FilteringBoundLogger:
-    """A logger to `stream` (standard output); an empty format means console on a terminal."""
+    """A logger to `stream` (default: standard output); empty format: console on a terminal."""
     out = sys.stdout if stream is None else stream
-    # Writes a line in one piece, and not in two as PrintLogger does.
+    # PrintLogger would write the line and its end in two calls.
     return _wrap(structlog.WriteLogger(out), log_format, terminal=out.isatty(), debug=debug)
 
 
@@ -107,20 +114,20 @@ def error_text(number: int) -> str:
 
 
 class RunLog(LogObserver):
-    """The log of `run`, on descriptor `fd`: it never blocks, and tells what it had to leave out."""
+    """The log of `run`, on descriptor `fd`: it never blocks, and says how much it has dropped."""
 
     def __init__(self, log_format: LogFormat, *, debug: bool, fd: int = 1) -> None:
         terminal = os.isatty(fd)
         self._writer = LogWriter(fd, self._format_drop_notice)
         self._notices = _wrap(structlog.ReturnLogger(), log_format, terminal=terminal, debug=True)
-        # It has what WriteLogger uses of a stream. What is shown is decided for each record: a
-        # signal may change that.
+        # A writer has the methods of a stream that WriteLogger uses. The level is not filtered here
+        # but in `observe`, because a signal may change it.
         target = structlog.WriteLogger(cast("TextIO", self._writer))
         super().__init__(_wrap(target, log_format, terminal=terminal, debug=True), debug=debug)
 
     @property
     def dropped(self) -> int:
-        """Records that nobody read in time."""
+        """The number of records that could not be written."""
         return self._writer.dropped
 
     def close(self) -> None:
@@ -132,24 +139,41 @@ class RunLog(LogObserver):
 
 
 def _escape(_logger: object, _method: str, event: EventDict) -> EventDict:
-    return {key: _printable(value) for key, value in event.items()}
+    return {key: _printable(value, _MAX_CHARACTERS) for key, value in event.items()}
 
 
-def _printable(value: object) -> object:
-    """`value` with all text in it printable; what is neither text, number nor container is text."""
+def _printable(value: object, limit: int) -> object:
+    """`value` with all text in it printable and at most `limit` long; other objects become text."""
     if value is None or isinstance(value, (int, float)):
         return value
     if isinstance(value, (list, tuple)):
-        return [_printable(entry) for entry in value]
+        entries = [_printable(entry, _MAX_IN_LIST) for entry in value[:_MAX_ENTRIES]]
+        more = len(value) - len(entries)
+        return [*entries, f"… and {more} more"] if more else entries
     if isinstance(value, dict):
-        return {_printable(key): _printable(entry) for key, entry in value.items()}
-    text = str(value)
+        return {
+            _printable(key, _MAX_IN_LIST): _printable(entry, _MAX_IN_LIST)
+            for key, entry in value.items()
+        }
+    text = _shorten(str(value), limit)
     if text.isprintable():
         return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
+    return _shorten(
+        "".join(
+            character
+            if character.isprintable()
+            else character.encode("unicode_escape").decode("ascii")
+            for character in text
+        ),
+        limit,
     )
+
+
+def _shorten(text: str, limit: int) -> str:
+    """Both ends of `text`, because the last lines of a traceback say most."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]} … {text[-limit // 2 :]}"
 
 
 def _encode(event: EventDict, **_: object) -> str:

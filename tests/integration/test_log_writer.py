@@ -114,6 +114,41 @@ def test_a_reader_that_is_gone_harms_nobody(reader: Reader) -> None:
     assert "log" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_line_longer_than_the_buffer_is_reported_at_once(reader: Reader) -> None:
+    with outlet_to(reader) as writer:
+        writer.write("x" * CAPACITY + "\n")
+        # Without another line.
+        assert reader.read_until(b"\n") == ["dropped 1\n"]
+
+
+class FullDisk(LogWriter):
+    """Has room for `room` bytes."""
+
+    def __init__(self, fd: int, room: int) -> None:
+        self.room = room
+        self.full = threading.Event()
+        super().__init__(fd, lambda dropped: f"dropped {dropped}\n")
+
+    def _write(self, data: bytes) -> int:
+        written = super()._write(data[: self.room])
+        self.room -= written
+        if written < len(data):
+            self.full.set()
+        return written
+
+
+def test_a_disk_that_fills_up_leaves_no_half_line(reader: Reader) -> None:
+    writer = FullDisk(reader.write_fd, room=10)
+    writer.write("first\nsecond\nthird\n")
+    assert writer.full.wait(10)
+    writer.room = 1000
+    writer.write("fourth\n")
+    writer.close()
+    octets = os.read(reader.fd, 1000)
+    assert octets == b"first\nsecond\ndropped 1\nfourth\n"
+    assert writer.dropped == 1
+
+
 def test_a_descriptor_that_does_not_block_is_as_good(reader: Reader) -> None:
     os.set_blocking(reader.write_fd, False)
     with outlet_to(reader) as writer:

@@ -365,6 +365,18 @@ def test_nothing_breaks_a_line_or_drives_a_terminal(field: object, log_format: L
     assert line.encode()
 
 
+def test_long_fields_are_cut_so_that_every_record_fits_the_writers_buffer() -> None:
+    [line] = lines_of(ConfigRejected(problems=tuple(f"line {n}" for n in range(500_000))))
+    problems = json.loads(line)["problems"]
+    assert len(problems) == 201
+    assert problems[-2:] == ["line 199", "… and 499800 more"]
+    [line] = lines_of(ConfigRejected(problems=("\n" * 1_000_000,) * 201))
+    # Of the MiB that the writer buffers.
+    assert len(line.encode()) < 1 << 19
+    [line] = lines_of(DaemonDefect(where="reload", error="a" * 9000 + "end", traceback=""))
+    assert json.loads(line)["error"] == "a" * 4096 + " … " + "a" * 4093 + "end"
+
+
 @pytest.mark.parametrize("log_format", LOG_FORMATS)
 def test_a_defect_is_told_on_one_line_with_its_place(log_format: LogFormat) -> None:
     stream = io.StringIO()
