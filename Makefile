@@ -103,6 +103,10 @@ types: $(VENV)/image-tools
 test-image: images $(VENV)/image-tools ## build the images and test them in real containers
 	$(BIN)/pytest tests/image
 
+.PHONY: test-cluster
+test-cluster: $(VENV)/image-tools ## test against the real Kubernetes control plane (KUBEBUILDER_ASSETS)
+	$(BIN)/pytest tests/cluster
+
 .PHONY: sbom
 sbom: images ## write the images' bills of materials (CycloneDX) into dist/
 	images/sbom.sh

@@ -1,15 +1,17 @@
 #!/bin/bash
 # Build Kubernetes from Debian's source package into a cache folder, once: tests/cluster/build.sh
 #
-# Prints the folder of the programs. It needs the packages in tests/cluster/packages.txt, and apt;
-# it changes nothing on the system. Debian 12's package is 1.20.2, with every library in it: nothing
-# else is downloaded. About 4 minutes on two cores.
+# Prints the folder of the programs. It changes nothing on the system: the packages that it needs must
+# be there (it names those that are not). Debian 12's package is 1.20.2, with every library in it:
+# nothing else is downloaded.
 #
 # KUBEBUILDER_ASSETS, if set, names a folder with the programs (envtest's convention): no build.
 set -euo pipefail
 
 version='1.20.5+really1.20.2-1.1+deb12u1'
 programs=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
+# To be raised when what is built changes, so that no cache has the old programs.
+revision=1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/egress-proxy
 
 if [[ ${KUBEBUILDER_ASSETS:-} ]]; then
@@ -17,15 +19,23 @@ if [[ ${KUBEBUILDER_ASSETS:-} ]]; then
     exit
 fi
 
-# A change of this script is another build: the name holds what was built and how.
-stamp=$(sha256sum "${BASH_SOURCE[0]}" | cut -c1-12)
-assets=$cache/kubernetes-$version-$stamp
+assets=$cache/kubernetes-$version-$revision
 mkdir -p "$cache"
 exec 9> "$cache/lock"
 flock 9
 if (cd "$assets" 2>/dev/null && sha256sum --check --quiet SHA256SUMS 1>&2); then
     echo "$assets"
     exit
+fi
+
+missing=()
+for package in dpkg-dev golang-1.19-go golang-github-modern-go-reflect2-dev patch; do
+    [[ $(dpkg-query --show --showformat '${Status}' "$package" 2> /dev/null) == *' installed' ]] ||
+        missing+=("$package")
+done
+if [[ ${missing[*]} ]]; then
+    echo "${BASH_SOURCE[0]}: install ${missing[*]} (Debian 12), or set KUBEBUILDER_ASSETS" 1>&2
+    exit 1
 fi
 
 work=$(mktemp -d "$cache/build.XXXXXX")

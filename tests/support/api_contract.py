@@ -123,11 +123,21 @@ class ApiContract:
                 await client.create_lease(wrong, timeout_s=TIMEOUT_S)
             assert refused.value.status == 400
 
-    async def test_an_update_of_what_is_gone_is_refused(self, cluster: Cluster) -> None:
+    async def test_an_update_of_what_is_gone_makes_it_again(self, cluster: Cluster) -> None:
         async with client_of(cluster) as client:
             made = await client.create_lease(MINE, timeout_s=TIMEOUT_S)
             cluster.administrator.ask("DELETE", lease_path(cluster))
-            with pytest.raises((ApiRejected, ApiConflict)):
+            again = await client.update_lease(made, timeout_s=TIMEOUT_S)
+            assert again.resource_version != made.resource_version
+
+    async def test_an_update_of_one_that_was_made_again_is_a_conflict(
+        self, cluster: Cluster
+    ) -> None:
+        async with client_of(cluster) as client:
+            made = await client.create_lease(MINE, timeout_s=TIMEOUT_S)
+            cluster.administrator.ask("DELETE", lease_path(cluster))
+            await client.create_lease(MINE, timeout_s=TIMEOUT_S)
+            with pytest.raises(ApiConflict):
                 await client.update_lease(made, timeout_s=TIMEOUT_S)
 
     async def test_a_watch_shows_each_state_from_the_beginning(self, cluster: Cluster) -> None:
@@ -194,10 +204,11 @@ class ApiContract:
     async def test_without_its_token_it_is_refused(self, cluster: Cluster) -> None:
         server = cluster.server()
         server.token_file.path.write_text("wrong")
-        async with client_of(cluster) as client:
-            with pytest.raises(ApiRejected) as refused:
-                await client.get_lease(timeout_s=TIMEOUT_S)
-            assert refused.value.status == 401
+        client = KubernetesClient(server, namespace=cluster.namespace, lease=NAME)
+        with pytest.raises(ApiRejected) as refused:
+            await client.get_lease(timeout_s=TIMEOUT_S)
+        assert refused.value.status == 401
+        await client.close()
 
 
 def lease_path(cluster: Cluster) -> str:

@@ -131,6 +131,9 @@ class Store:
         return self._write(place, name, "ADDED", made)
 
     def update(self, place: Place, name: str, item: Json) -> Json:
+        """Replace the version that `item` names; a Lease that is gone is made again."""
+        if (place, name) not in self._objects and place.resource == "leases":
+            return self.create(place, item)
         before = self.get(place, name)
         metadata = item.get("metadata", {})
         if metadata.get("name", name) != name:
