@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +46,9 @@ class Settings:
     health_interval_s: float
     withdrawn_timeout_s: float
     admin_listen: AdminListen | None
+    # Names, for people; the node's is empty where the pod spec does not give it.
+    pod: str
+    node: str
 
     @property
     def address_policy(self) -> AddressPolicy:
@@ -89,9 +93,17 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         health_interval_s=reader.read(environment.HEALTH_INTERVAL),
         withdrawn_timeout_s=reader.read(environment.WITHDRAWN_TIMEOUT),
         admin_listen=admin_listen,
+        pod=_pod_name(environ),
+        node=environ.get("NODE_NAME", ""),
     )
     reader.raise_problems()
     return settings
+
+
+def _pod_name(environ: Mapping[str, str]) -> str:
+    """NAMESPACE/NAME by the downward API, or the host name, which is the pod's in Kubernetes."""
+    namespace, name = environ.get("POD_NAMESPACE", ""), environ.get("POD_NAME", "")
+    return f"{namespace}/{name}" if namespace and name else name or socket.gethostname()
 
 
 def destinations_from(environ: Mapping[str, str]) -> Variable[str]:

@@ -57,6 +57,7 @@ class Snapshot:
         log: Log,
     ) -> None:
         self._interface = settings.interface
+        self._pod, self._node = settings.pod, settings.node
         self._admission = admission
         self._address_monitor = address_monitor
         self._table = table
@@ -87,6 +88,8 @@ class Snapshot:
         await self._count_bytes()
         destinations = await self._destinations()
         return Status(
+            pod=self._pod,
+            node=self._node,
             version=__version__,
             python=platform.python_version(),
             now=time.time(),
@@ -148,7 +151,8 @@ class Snapshot:
             error=port.error,
             destination=key[1],
             name=host if isinstance(host, str) else None,
-            upstreams=tuple(_upstreams(forwarder)) if forwarder else (),
+            since=port.since,
+            upstreams=tuple(self._upstreams(forwarder)) if forwarder else (),
             upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
             total=live.active + ended.total,
@@ -162,16 +166,36 @@ class Snapshot:
 
     def _port(self, forwarder: Forwarder) -> Port:
         state = self._state(forwarder)
+        number = forwarder.destination.port
         error = forwarder.listener.error
+        since: float | None = self._counters.port_changed_at.get(number, self._started)
         if state == "refusing":
             error = self._why_refusing(forwarder)
-        return Port(forwarder.destination.port, state, error)
+        elif state == "paused":
+            since = None
+        elif state == "failing":
+            error = f"no address of {forwarder.name} answers"
+            # The destination fails since its last address does.
+            since = max(
+                (entry.failed_at for entry in self._upstreams(forwarder) if entry.failed_at),
+                default=None,
+            )
+        return Port(number, state, error, since)
 
     def _state(self, forwarder: Forwarder) -> ListenerState:
         listener = forwarder.listener
         if listener.state == "listening" and not self._admission.takes_clients(listener):
             return "paused"
+        if listener.state == "listening" and _all_failed(forwarder):
+            return "failing"
         return listener.state
+
+    def _upstreams(self, forwarder: Forwarder) -> Iterator[Upstream]:
+        for address, healthy in forwarder.upstreams.health():
+            failed_at = self._counters.upstream_failed_at.get((forwarder.name, str(address)))
+            yield Upstream(
+                address=str(address), healthy=healthy, failed_at=None if healthy else failed_at
+            )
 
     def _why_refusing(self, forwarder: Forwarder) -> str:
         host = forwarder.destination.host
@@ -190,6 +214,6 @@ def _key(forwarder: Forwarder) -> Key:
     return forwarder.destination.port, forwarder.name
 
 
-def _upstreams(forwarder: Forwarder) -> Iterator[Upstream]:
-    for address, healthy in forwarder.upstreams.health():
-        yield Upstream(address=str(address), healthy=healthy)
+def _all_failed(forwarder: Forwarder) -> bool:
+    health = forwarder.upstreams.health()
+    return bool(health) and not any(healthy for _, healthy in health)

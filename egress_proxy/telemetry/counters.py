@@ -23,8 +23,12 @@ from egress_proxy.events import (
     DestinationStale,
     DestinationUnresolved,
     Event,
+    ListenerClosed,
+    ListenerFailed,
+    ListenerOpened,
     Reason,
     UpstreamFailed,
+    UpstreamRecovered,
 )
 from egress_proxy.telemetry.status import ConnectTimes, Failure, Name, Reloads
 
@@ -85,6 +89,9 @@ class Counters:
     def __init__(self) -> None:
         self.ended: dict[tuple[int, str], Ended] = {}
         self.upstream_failures: Counter[str] = Counter()
+        # Since when an address of a destination fails, and a port is in its state; Unix times.
+        self.upstream_failed_at: dict[tuple[str, str], float] = {}
+        self.port_changed_at: dict[int, float] = {}
         self.names: dict[str, Name] = {}
         self.reloads = Reloads()
         self.defects = 0
@@ -94,7 +101,11 @@ class Counters:
             DestinationChanged: self._changed,
             DestinationStale: self._stale,
             DestinationUnresolved: self._unresolved,
+            ListenerClosed: self._port_changed,
+            ListenerFailed: self._port_changed,
+            ListenerOpened: self._port_changed,
             UpstreamFailed: self._upstream_failed,
+            UpstreamRecovered: self._upstream_recovered,
             ConfigReloaded: self._reloaded,
             ConfigRejected: self._rejected,
             DaemonDefect: self._defect,
@@ -151,6 +162,13 @@ class Counters:
 
     def _upstream_failed(self, event: UpstreamFailed) -> None:
         self.upstream_failures[event.destination] += 1
+        self.upstream_failed_at[event.destination, event.address] = time.time()
+
+    def _upstream_recovered(self, event: UpstreamRecovered) -> None:
+        self.upstream_failed_at.pop((event.destination, event.address), None)
+
+    def _port_changed(self, event: ListenerClosed | ListenerFailed | ListenerOpened) -> None:
+        self.port_changed_at[event.listener] = time.time()
 
     def _reloaded(self, _event: ConfigReloaded) -> None:
         self.reloads.reloaded += 1
@@ -171,7 +189,13 @@ class Counters:
         """Drop the counters of all others than `destinations` and `names`."""
         for key in self.ended.keys() - set(destinations):
             del self.ended[key]
-        for destination in self.upstream_failures.keys() - {name for _, name in destinations}:
+        kept = {destination for _, destination in destinations}
+        for destination in self.upstream_failures.keys() - kept:
             del self.upstream_failures[destination]
+        for destination, address in list(self.upstream_failed_at):
+            if destination not in kept:
+                del self.upstream_failed_at[destination, address]
+        for port in self.port_changed_at.keys() - {port for port, _ in destinations}:
+            del self.port_changed_at[port]
         for name in self.names.keys() - set(names):
             del self.names[name]

@@ -14,11 +14,18 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-ListenerState = Literal["listening", "paused", "refusing", "failed", "removed"]
-# The states in which a port serves its clients; those of a paused one wait for a moment.
-SERVING = frozenset({"listening", "paused"})
-# Readiness lists so many ports that do not serve their clients, and then only their number.
+# A failing port takes clients, but no address of its destination has answered lately.
+ListenerState = Literal["listening", "paused", "failing", "refusing", "failed", "removed"]
+# The states in which a port takes clients; those of a paused one wait for a moment.
+SERVING = frozenset({"listening", "paused", "failing"})
+_TROUBLE = {
+    "failed": "cannot listen",
+    "refusing": "refuses its clients",
+    "failing": "reaches no remote host",
+}
+# Readiness lists so many ports that are in trouble, and then only their number.
 _LISTED_PORTS = 20
+ANY_SOURCE = "EGRESS_DNS_PROXY_SOURCE=any: remote hosts do not see a reserved address"
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +43,14 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True):
-    """An address of a destination; after a failure it is unhealthy until it answers a client."""
+    """An address of a destination; after a failure it is unhealthy until it answers a client.
+
+    `failed_at` is when it became unhealthy.
+    """
 
     address: str
     healthy: bool
+    failed_at: float | None = None
 
 
 class Name(msgspec.Struct, kw_only=True):
@@ -70,11 +81,15 @@ class ConnectTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Port(msgspec.Struct, frozen=True):
-    """A listening port; `error` says why it does not serve its clients, empty if it does."""
+    """A listening port; `error` says why it does not serve its clients, empty if it does.
+
+    `since` is when it came into this state, None if that is not known.
+    """
 
     listener: int
     state: ListenerState
     error: str = ""
+    since: float | None = None
 
 
 class Destination(Port, frozen=True, kw_only=True):
@@ -109,8 +124,10 @@ class Reloads(msgspec.Struct, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole state."""
+    """The whole state. `pod` and `node` are names; `node` is empty where nobody told it."""
 
+    pod: str
+    node: str
     version: str
     python: str
     now: float
@@ -145,12 +162,14 @@ def readiness(
 ) -> tuple[Check, ...]:
     """Whether clients should be sent to this pod, one check per condition.
 
-    As long as one port serves its clients, ports that do not are warnings: the pod is the only one
-    that can serve the others. The same holds for a rejected reload.
+    As long as one port takes clients, ports that do not are warnings: the pod is the only one that
+    can serve the others. A remote host that does not answer is a warning, too, and a rejected
+    reload.
     """
     current = [port for port in ports if port.state != "removed"]
-    unserved = _listed([port for port in current if port.state not in SERVING])
+    troubled = _listed([port for port in current if port.state in _TROUBLE])
     serving = any(port.state in SERVING for port in current)
+    sources = tuple(sources)
     return (
         Check(name="drain", problems=("the pod is draining",) if draining else ()),
         Check(
@@ -160,11 +179,12 @@ def readiness(
                 for source in sources
                 if source.problem
             ),
+            warnings=() if sources else (ANY_SOURCE,),
         ),
         Check(
             name="destinations",
-            problems=() if serving else unserved or ("there is no destination",),
-            warnings=unserved if serving else (),
+            problems=() if serving else troubled or ("there is no destination",),
+            warnings=troubled if serving else (),
         ),
         Check(name="reload", problems=(), warnings=reloads.problems),
     )
@@ -172,9 +192,7 @@ def readiness(
 
 def _listed(ports: Sequence[Port]) -> tuple[str, ...]:
     lines = [
-        f"port {port.listener} "
-        + ("cannot listen" if port.state == "failed" else "refuses its clients")
-        + f": {port.error}"
+        f"port {port.listener} {_TROUBLE[port.state]}: {port.error}"
         for port in ports[:_LISTED_PORTS]
     ]
     if more := len(ports) - len(lines):

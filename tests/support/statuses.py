@@ -17,7 +17,11 @@ from egress_proxy.telemetry.status import (
     readiness,
 )
 
-_ERRORS = {"failed": "Address already in use", "refusing": "a.example: timed out"}
+_ERRORS = {
+    "failed": "Address already in use",
+    "refusing": "a.example: timed out",
+    "failing": "no address of a.example answers",
+}
 
 
 class Shown:
@@ -81,6 +85,8 @@ def status(
     names: tuple[Name, ...] = (),
 ) -> Status:
     return Status(
+        pod="egress/router-1",
+        node="worker-3",
         version="1.0",
         python="3.11",
         now=2.0,

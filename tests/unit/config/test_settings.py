@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ DEFAULTS = Settings(
     deny=(),
     health_interval_s=0.0,
     withdrawn_timeout_s=0.0,
+    pod=socket.gethostname(),
+    node="",
     admin_listen=AdminListen(None, 9153),
 )
 
@@ -245,3 +248,20 @@ def test_a_destination_is_not_on_the_admin_port() -> None:
         f"use another port, or set {P}ADMIN_LISTEN"
     )
     assert len(read_settings({**text, f"{P}ADMIN_LISTEN": "off"}).destinations) == 2
+
+
+@pytest.mark.parametrize(
+    ("environ", "pod", "node"),
+    [
+        ({"POD_NAME": "router-1"}, "router-1", ""),
+        (
+            {"POD_NAME": "router-1", "POD_NAMESPACE": "egress", "NODE_NAME": "worker-3"},
+            "egress/router-1",
+            "worker-3",
+        ),
+        ({"POD_NAMESPACE": "egress"}, socket.gethostname(), ""),
+    ],
+)
+def test_what_the_downward_api_tells(environ: dict[str, str], pod: str, node: str) -> None:
+    settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1", **environ})
+    assert (settings.pod, settings.node) == (pod, node)

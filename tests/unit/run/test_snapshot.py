@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,10 @@ from egress_proxy.events import (
     ConnectionClosed,
     DestinationChanged,
     DestinationUnresolved,
+    ListenerOpened,
     Reason,
+    UpstreamFailed,
+    UpstreamRecovered,
 )
 from egress_proxy.forwarding.live import Live
 from egress_proxy.run.snapshot import Snapshot
@@ -32,8 +36,11 @@ NAME = "a.example"
 
 
 class Upstreams:
+    def __init__(self) -> None:
+        self.healthy = True
+
     def health(self) -> list[tuple[Address, bool]]:
-        return [(ip_address("192.0.2.1"), True), (ip_address("192.0.2.2"), False)]
+        return [(ip_address("192.0.2.1"), self.healthy), (ip_address("192.0.2.2"), False)]
 
 
 @dataclass(eq=False)
@@ -171,6 +178,48 @@ def test_the_state_of_a_port_and_why_it_does_not_serve() -> None:
         Port(82, "failed", "Address already in use"),
         Port(83, "refusing", "a.example: no such name"),
     ]
+
+
+def test_a_port_fails_since_the_last_address_of_its_destination_does() -> None:
+    forwarder = Forwarder()
+    pod = Pod(forwarder)
+    failures = [
+        UpstreamFailed(destination=forwarder.name, address=address, error="refused", retry_s=10)
+        for address in ("192.0.2.2", "192.0.2.1")
+    ]
+    pod.counters.observe(failures[0])
+    [entry] = asyncio.run(pod.snapshot.take()).destinations
+    assert (entry.state, [each.failed_at is None for each in entry.upstreams]) == (
+        "listening",
+        [True, False],
+    )
+    between = time.time()
+    pod.counters.observe(failures[1])
+    forwarder.upstreams.healthy = False
+    [entry] = asyncio.run(pod.snapshot.take()).destinations
+    assert (entry.state, entry.error) == ("failing", "no address of a.example:80 answers")
+    assert entry.since is not None
+    assert between <= entry.since <= time.time()
+    pod.counters.observe(UpstreamRecovered(destination=forwarder.name, address="192.0.2.1"))
+    assert pod.counters.upstream_failed_at.keys() == {(forwarder.name, "192.0.2.2")}
+
+
+def test_since_when_a_port_is_in_its_state() -> None:
+    before = time.time()
+    forwarder = Forwarder()
+    pod = Pod(forwarder)
+    started = asyncio.run(pod.snapshot.take()).started
+    assert asyncio.run(pod.snapshot.take()).destinations[0].since == started
+    opened = time.time()
+    pod.counters.observe(ListenerOpened(listener=80, destination=forwarder.name, addresses=()))
+    since = asyncio.run(pod.snapshot.take()).destinations[0].since
+    assert since is not None
+    assert before <= started <= opened <= since
+    pod.paused.add(forwarder.listener)
+    assert asyncio.run(pod.snapshot.take()).destinations[0].since is None
+    pod.reload(Forwarder(81))
+    pod.reload(Forwarder(81))
+    assert pod.counters.port_changed_at == {}
 
 
 def test_why_a_port_refuses() -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         # One port that refuses is not the pod's failure.
         (status(destination(), destination("refusing", port=81)), []),
         (status(destination(), destination("failed", port=81)), []),
+        # The remote hosts' failure is not the pod's.
+        (status(destination("failing")), []),
         (status(destination(), draining=True), ["the pod is draining"]),
         (
             status(destination(), source="no interface has it"),
@@ -54,6 +56,14 @@ def test_when_clients_should_be_sent_here(shown: Status, problems: list[str]) ->
     ("shown", "warnings"),
     [
         (status(destination("failed")), []),
+        (
+            status(destination("failing")),
+            ["port 80 reaches no remote host: no address of a.example answers"],
+        ),
+        (
+            replace(status(destination()), sources=()),
+            ["EGRESS_DNS_PROXY_SOURCE=any: remote hosts do not see a reserved address"],
+        ),
         (
             status(destination(), destination("failed", port=81), destination("refusing", port=82)),
             [
