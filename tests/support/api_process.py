@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.support.administrator import JSON, Administrator, RefusedError
 from tests.support.processes import Process
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -64,8 +66,11 @@ class ApiProcess(Administrator):
         )
 
     def __enter__(self) -> Self:
-        self._process.__enter__()
-        self.port: int = self._process.wait_for("serving")["port"]
+        with ExitStack() as undo:
+            undo.enter_context(self._process)
+            wait_until((self.folder / "control").exists)
+            self.port: int = self.order(port=True)
+            undo.pop_all()
         return self
 
     def __exit__(

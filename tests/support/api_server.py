@@ -6,8 +6,8 @@ FOLDER, and takes orders at ``FOLDER/control``: one JSON object per line, answer
 
 An order has fields of `Faults`, which stay as they are until the next order, or one of these:
 ``compact`` makes watches start over; ``hang_up`` closes all connections; ``deaf`` makes the
-watches that there are stand still for ever; ``requests`` is answered with all that was asked so
-far; ``ask`` is a request of the administrator, whom no fault concerns.
+watches that there are stand still for ever; ``port`` is answered with the port; ``requests`` with
+all that was asked so far; ``ask`` is a request of the administrator, whom no fault concerns.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class StandIn:
     watches: set[int] = field(default_factory=set)
     deaf: set[int] = field(default_factory=set)
     connections: int = 0
+    port: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def wake(self) -> None:
@@ -104,6 +105,8 @@ class StandIn:
                 self.deaf |= self.watches
             if order.pop("compact", False):
                 self.store.compact()
+            if order.pop("port", False):
+                answer = self.port
             if order.pop("requests", False):
                 answer = self.asked
             if (asked := order.pop("ask", None)) is not None:
@@ -273,15 +276,15 @@ def _body(asked: Asked) -> Json:
 
 
 async def main(folder: Path, address: str, port: int) -> None:
-    """Serve until killed; says where on stdout, as a record."""
+    """Serve until killed; ``control`` is there once all the rest is."""
     server = StandIn()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
-    await asyncio.start_unix_server(server.obey, folder / "control")
     listening = await asyncio.start_server(server.serve, address, port, ssl=context)
-    port = listening.sockets[0].getsockname()[1]
-    sys.stdout.write(f'{{"event": "serving", "port": {port}}}\n')
-    sys.stdout.flush()
+    server.port = listening.sockets[0].getsockname()[1]
+    await asyncio.start_unix_server(server.obey, folder / "control.new")
+    # From here on it is there for a test that waits for it.
+    (folder / "control.new").rename(folder / "control")
     await listening.serve_forever()
 
 
