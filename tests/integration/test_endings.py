@@ -64,7 +64,7 @@ async def stall(rig: Rig, actor: str, sender: Peer) -> bytes:
         taken = sender.send_what_fits(octets)
         sent += octets[:taken]
         await turns(3)
-        if taken == 0 and (flow._buffered is not None or flow._pipe is not None):
+        if taken == 0 and flow.write_blocked:
             return bytes(sent)
 
 

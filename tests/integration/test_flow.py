@@ -119,9 +119,7 @@ async def test_a_slow_reader_stalls_its_sender() -> None:
         client, upstream = await rig.pair()
         octets = os.urandom(1 << 20)
         sent = bytearray()
-        while (relay := rig.relay) is None or (
-            relay.up._buffered is None and relay.up._pipe is None
-        ):
+        while (relay := rig.relay) is None or not relay.up.write_blocked:
             sent += octets[: client.send_what_fits(octets)]
             await turns()
         stuck = relay.up.count

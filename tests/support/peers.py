@@ -9,6 +9,8 @@ from typing import Self
 
 # Small, so that a test need not send megabytes to stall a direction.
 BUFFER = 16 * 1024
+# include/net/tcp_states.h
+_TCP_ESTABLISHED = 1
 
 
 def reset(sock: socket.socket) -> None:
@@ -40,6 +42,11 @@ class Peer:
         sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         return cls(sock)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the kernel has this end connected: no RST has come (tcpi_state, linux/tcp.h)."""
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_ESTABLISHED
 
     async def send(self, octets: bytes) -> None:
         await self._loop.sock_sendall(self.sock, octets)

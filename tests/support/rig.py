@@ -17,7 +17,7 @@ from egress_proxy.forwarding.forwarder import Forwarder
 from egress_proxy.forwarding.listener import Listener as PortListener
 from egress_proxy.forwarding.race import Connector
 from egress_proxy.pod.addresses import ListenPoint
-from egress_proxy.relay.pipes import PipePool
+from egress_proxy.relay.pipes import Pipe, PipePool
 from egress_proxy.relay.reactor import Reactor, Watcher
 from egress_proxy.relay.timer_wheel import TimerWheel
 from tests.support.peers import BUFFER, Listener, Peer
@@ -37,6 +37,7 @@ LIMITS = SessionLimits(
 )
 # Timeouts are tested with a wheel that turns quickly, not by waiting.
 TICK_S = 0.02
+_EXTRA_ATTEMPTS = 64
 
 
 class SmallConnector(Connector):
@@ -51,6 +52,23 @@ class SmallConnector(Connector):
 def shrink(sock: socket.SocketType) -> None:
     # Receive buffers stay large: bulk must be able to gather.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+
+
+class CountingPipes(PipePool):
+    """Knows how many of its pipes are in use."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.in_use = 0
+
+    def take(self) -> Pipe | None:
+        pipe = super().take()
+        self.in_use += pipe is not None
+        return pipe
+
+    def give_back(self, pipe: Pipe, *, empty: bool) -> None:
+        super().give_back(pipe, empty=empty)
+        self.in_use -= 1
 
 
 class Recorder:
@@ -103,15 +121,16 @@ class Rig:
         self.recorder = Recorder()
         self.listener = Listener(address)
         self.reactor = reactor(loop, self.recorder.report)
-        self.pipes = PipePool(pipes)
+        self.pipes = CountingPipes(pipes)
         self.wheel = TimerWheel(loop, self.recorder.report, TICK_S)
         self.admission = Admission(loop, self.recorder, maximum)
+        self.connector = connector(self.reactor, {}, _EXTRA_ATTEMPTS)
         self.data_plane = DataPlane(
             reactor=self.reactor,
             pipes=self.pipes,
             wheel=self.wheel,
             admission=self.admission,
-            connector=connector(self.reactor, {}),
+            connector=self.connector,
             observer=self.recorder,
         )
         host = ipaddress.ip_address(address)
@@ -178,6 +197,11 @@ class Rig:
     @property
     def connections(self) -> list[Connection]:
         return [member for member in self.wheel if isinstance(member, Connection)]
+
+    @property
+    def extra_attempts(self) -> int:
+        """How many sockets are connecting beyond the first one of each client."""
+        return _EXTRA_ATTEMPTS - self.connector.extra_attempts
 
     @property
     def racing(self) -> bool:
