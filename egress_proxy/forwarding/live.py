@@ -1,6 +1,6 @@
 """What the open connections of one destination add up to.
 
-Connections that have ended are counted by whoever observes their events: these figures and those of
+Connections that have ended are counted by the observers of their events: these figures and those of
 the events together are the totals, at any moment.
 """
 

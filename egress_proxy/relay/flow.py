@@ -37,7 +37,7 @@ _UNUSUAL = ERROR | URGENT | PEER_FINISHED
 
 
 class FlowOwner(Protocol):
-    """What a flow is one direction of: told how the direction ends.
+    """Owns both directions of a relay; a flow reports to it how its direction ends.
 
     `touched` is the reactor's time at which an octet or a FIN moved last; `cause` says which side
     broke first, if one did.
@@ -54,7 +54,8 @@ class FlowOwner(Protocol):
     def broken(self, flow: Flow) -> None:
         """`flow`'s source is broken, and what it sent is on its way: let a RST follow.
 
-        May be told more than once, by a failed send and by an event, and of a flow that has ended.
+        May be called more than once (by a failed send and by an epoll event), also after the flow
+        has ended.
         """
 
     def abort(self, reason: Reason) -> None:
@@ -134,7 +135,7 @@ class Flow:
             self.move()
 
     def fail(self) -> None:
-        # What raised may have been the end itself: whoever was told of it.
+        # The exception may come from the owner's end-of-relay callback; then `_owner` is gone.
         if hasattr(self, "_owner"):
             self._owner.abort(Reason.ERROR)
 
@@ -176,8 +177,8 @@ class Flow:
         self.open = False
         del self.opposite, self._owner
 
-    def move(self) -> None:  # noqa: C901, PLR0912 - the hot path: a call more costs 2 %
-        """Move what the source has; of more than a buffer or a pipe, the rest in the next turn.
+    def move(self) -> None:  # noqa: C901, PLR0912 - the hot path: one more call costs 2 %
+        """Move at most one buffer or pipe of what the source has; the rest in the next turn.
 
         Nothing is buffered, and the flow is open.
         """
@@ -225,7 +226,8 @@ class Flow:
             owner.finished(self)
 
     def _end_reached(self) -> None:
-        # The error of a broken socket is told once, perhaps to a send; recv then says 0.
+        # The kernel reports the error of a broken socket once, perhaps to a send; recv then
+        # returns 0.
         if self.source_broken:
             self._owner.broken(self)
         else:
@@ -261,7 +263,7 @@ class Flow:
             self._readable = False
             count = 0
         except OSError:
-            # The kernel tells of it once: recv would say that this is the end.
+            # The kernel reports it once; recv would then return 0, as for a FIN.
             self.source_broken = True
             self._short_read_drains = False
             count = 0

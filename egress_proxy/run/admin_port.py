@@ -31,7 +31,7 @@ class AdminPort:
         self._server: AdminServer | None = None
 
     def bind(self) -> list[Problem]:
-        """Bind the port; returns what stands in the way."""
+        """Bind the port; returns what prevents that."""
         if self._wanted is None:
             return []
         address, port = self._wanted

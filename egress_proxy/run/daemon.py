@@ -210,7 +210,7 @@ class Daemon:
     async def run(self, shutdown: Shutdown) -> None:
         """Forward until `shutdown`, and then drain.
 
-        Raises `PlatformError` with all that stands in the way of starting.
+        Raises `PlatformError` with everything that prevents a start.
         """
         try:
             await self._start()
