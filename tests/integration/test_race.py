@@ -159,6 +159,19 @@ async def test_checks_find_out_before_a_client_does() -> None:
             await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_a_check_ends_with_a_reset_and_leaves_no_time_wait() -> None:
+    async with Rig() as rig:
+        rig.forwarder.set_addresses((GOOD, REFUSING))
+        checks = HealthChecks(
+            rig.data_plane.connector, lambda: [rig.forwarder.upstreams], interval_s=0.01
+        )
+        running = asyncio.create_task(checks.run())
+        checked = await rig.upstream()
+        assert await checked.receive_all() == (b"", True)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_lone_address_is_not_checked() -> None:
     async with Rig() as rig:
         rig.forwarder.set_addresses((REFUSING,))

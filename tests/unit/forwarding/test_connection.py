@@ -15,6 +15,7 @@ from egress_proxy.forwarding.connection import Connection, Origin, SessionLimits
 from egress_proxy.forwarding.race import ATTEMPT_DELAY_S
 from egress_proxy.forwarding.upstreams import Upstreams
 from egress_proxy.relay.reactor import ERROR, OUT
+from egress_proxy.relay.timer_wheel import TICK_S
 from tests.support.sockets import FakeSocket, Plane
 
 if TYPE_CHECKING:
@@ -229,6 +230,32 @@ def test_the_next_address_is_tried_after_a_delay_and_the_first_to_answer_wins() 
     assert clients.plane.connector.attempts[0][1].reset
     assert clients.origin.live.established == 1
     assert connection.address != silent
+    assert not client.closed
+
+
+def test_without_extra_sockets_an_attempt_waits_until_another_race_has_ended() -> None:
+    clients = Clients()
+    clients.origin.upstreams.replace(ADDRESSES)
+    clients.plane.connector.extra_attempts = 1
+    for _ in range(2):
+        clients.accept()
+    # Two clients with a socket each, and the one extra socket.
+    clients.plane.loop.advance(4 * ATTEMPT_DELAY_S)
+    assert len(clients.tried) == 3
+    assert clients.plane.connector.extra_attempts == 0
+    # The first client's race ends.
+    clients.happens(clients.plane.connector.attempts[2][1], OUT)
+    assert clients.plane.connector.extra_attempts == 1
+    clients.plane.loop.advance(2 * ATTEMPT_DELAY_S)
+    assert len(clients.tried) == 4
+
+
+def test_a_connect_timeout_below_the_attempt_delay_is_kept() -> None:
+    clients = Clients(connect_timeout_s=0.05)
+    client = clients.accept()
+    [connection] = clients.plane.wheel
+    # The clock of the accept is the machine's, that of the wheel the test's.
+    assert connection.deadline_tick <= (clients.plane.loop.now + 0.05) / TICK_S + 1
     assert not client.closed
 
 
