@@ -68,9 +68,9 @@ def test_a_flood_leaves_a_session_its_turn(island: Island, session: Session) -> 
         session.ask()
     session.answer()
     # 6 in the middle and 21 at most, where nothing else runs; some more each time that this process
-    # has to wait for a core. The reactor takes 256 events at once.
-    assert median(others) <= 32
-    assert sorted(others)[len(others) * 9 // 10] <= 256
+    # has to wait for a core, up to 41 in the middle where four others want it too.
+    assert median(others) <= 128
+    assert sorted(others)[len(others) * 9 // 10] <= 512
 
 
 @pytest.mark.parametrize("port", [PORT, SILENT_PORT], ids=["connected", "connecting"])

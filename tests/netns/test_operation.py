@@ -60,6 +60,10 @@ def status(host: Namespace) -> dict[str, Any]:
     return told
 
 
+def states(host: Namespace) -> list[str]:
+    return [entry["state"] for entry in status(host)["destinations"]]
+
+
 def use_once(deployment: Deployment, port: int) -> None:
     """One session, to its end: the record of it is written."""
     with deployment.connect(port) as session:
@@ -117,7 +121,9 @@ def test_without_its_source_the_pod_refuses_and_recovers(
     code, text = get(lab.client, "/readyz")
     assert code == 503
     assert f"source address {RESERVED.v4}: {why}\n" in text
-    assert 'egress_proxy_source_up{address="203.0.113.99"} 0.0' in get(lab.client, "/metrics")[1]
+    # Metrics and status are taken once a second.
+    lost_metric = f'egress_proxy_source_up{{address="{RESERVED.v4}"}} 0\n'
+    wait_until(lambda: lost_metric in get(lab.client, "/metrics")[1])
 
     lab.pod.netlink(restore)
     proxy.wait_for("source.restored", address=RESERVED.v4)
@@ -125,7 +131,7 @@ def test_without_its_source_the_pod_refuses_and_recovers(
         proxy.wait_for("listener.opened", listener=port)
     assert get(lab.client, "/readyz") == (200, "ok\n")
     # What init did to the routes is gone with the address: run only has to be willing again.
-    assert [entry["state"] for entry in status(lab.client)["destinations"]] == ["listening"] * 3
+    wait_until(lambda: states(lab.client) == ["listening"] * 3)
 
 
 def test_the_egress_interface_itself_may_go(deployment: Deployment, proxy: Process) -> None:
