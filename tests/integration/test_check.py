@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.cli import main
+from tests.support.standalone import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +21,6 @@ P = "EGRESS_DNS_PROXY_"
 def upstream() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def environ(destinations: str) -> dict[str, str]:

@@ -13,6 +13,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.standalone import free_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -25,12 +27,6 @@ def upstream() -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
         yield listener
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def start(upstream: socket.socket) -> tuple[subprocess.Popen[str], int, int]:
