@@ -67,15 +67,17 @@ class Container:
     """What a command has of its own, as a container would give it.
 
     `resolv_conf` is the path of a file to be seen as /etc/resolv.conf, `etc` that of a directory to
-    be seen as /etc. `inotify` is whether any instance is left of them (inotify(7)). `read_only`
-    takes every file system, /proc/sys among them. `capabilities` are all that root keeps; None is
-    every one. `uid` is a user and group without any capability; 0 is root. `system_calls` are all
-    that it may make, by name; None is every one. Without CAP_SYS_ADMIN they need one of the two
-    before, for its no_new_privs, and always libseccomp.
+    be seen as /etc. `service_account` is that of a directory to be seen where Kubernetes mounts the
+    token; the rest of /run is hidden. `inotify` is whether any instance is left of them
+    (inotify(7)). `read_only` takes every file system, /proc/sys among them. `capabilities` are all
+    that root keeps; None is every one. `uid` is a user and group without any capability; 0 is root.
+    `system_calls` are all that it may make, by name; None is every one. Without CAP_SYS_ADMIN they
+    need one of the two before, for its no_new_privs, and always libseccomp.
     """
 
     resolv_conf: str | None = None
     etc: str | None = None
+    service_account: str | None = None
     inotify: bool = True
     read_only: bool = False
     capabilities: tuple[str, ...] | None = None
@@ -159,8 +161,9 @@ def setns(descriptor: int, kind: int) -> None:
     _check(_libc.setns(descriptor, kind), "setns")
 
 
-def _mount(source: str, target: str, flags: int) -> None:
-    result = _libc.mount(source.encode(), target.encode(), None, ctypes.c_ulong(flags), None)
+def _mount(source: str, target: str, flags: int, kind: str = "") -> None:
+    type_ = kind.encode() or None
+    result = _libc.mount(source.encode(), target.encode(), type_, ctypes.c_ulong(flags), None)
     _check(result, f"mount {source} on {target}")
 
 
@@ -214,6 +217,16 @@ def _launch(network: int, container: Container, argv: list[str]) -> None:
             # Where systemd shares mounts, the next one would show up in the machine's own /etc.
             _mount("none", "/", _MS_REC | _MS_PRIVATE)
             _mount(source, target, _MS_BIND)
+    if container.service_account is not None:
+        unshare(CLONE_NEWNS)
+        _mount("none", "/", _MS_REC | _MS_PRIVATE)
+        # Out of sight once /run is hidden, and still there.
+        folder = os.open(container.service_account, os.O_PATH)
+        _mount("none", "/run", 0, "tmpfs")
+        mount = Path("/run/secrets/kubernetes.io/serviceaccount")
+        mount.mkdir(parents=True)
+        _mount(f"/proc/self/fd/{folder}", str(mount), _MS_BIND)
+        os.close(folder)
     if container.capabilities is not None:
         _drop_capabilities(keep=container.capabilities)
     if container.uid != 0 or not container.inotify:

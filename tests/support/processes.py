@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -150,6 +152,19 @@ class Process(Command):
     def terminate(self) -> None:
         """Send SIGTERM."""
         self._popen.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL, and its end."""
+        self._popen.kill()
+        self.wait()
+
+    def freeze(self) -> None:
+        """Let it not run until `thaw`."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
 
     def stop(self, *, timeout_s: float = 10) -> int:
         """SIGTERM, then the exit status."""

@@ -1,0 +1,388 @@
+"""Who has the address when something fails: real kernels, a real LAN, the installed command.
+
+Each row of the failure table. A spy asks the LAN for the address every 20 ms, and whatever happens,
+no question may be answered by two hosts. The API server is the stand-in.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import pytest
+
+from egress_proxy.lan.frames import ETH_P_ARP, probe
+from tests.support.namespaces import LabUnavailableError
+from tests.support.needs import do_without
+from tests.support.network import Namespace
+from tests.support.two_nodes import FAMILIES, GATEWAY, NAMESPACE, RESERVED, TwoNodes
+from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyroute2 import IPRoute
+
+    from tests.support.spy import Spy
+
+# What must be answered within three seconds, as the README promises.
+LIMIT_S = 3.0
+# An answer that is later than the next question or two: nobody was gone.
+NO_GAP_S = 0.15
+
+
+@contextmanager
+def watched(
+    names: str = "ab", families: tuple[str, ...] = ("v4",)
+) -> Iterator[tuple[TwoNodes, Spy]]:
+    """The nodes and a spy who never had two answers."""
+    try:
+        nodes = TwoNodes(names, families)
+    except LabUnavailableError as error:
+        do_without(str(error))
+    with nodes, nodes.spy(families[0]) as spy:
+        yield nodes, spy
+        assert spy.doubles == []
+
+
+@contextmanager
+def running(
+    names: str = "ab", families: tuple[str, ...] = ("v4",), **variables: str
+) -> Iterator[tuple[TwoNodes, Spy, str, str]]:
+    """The same, with `hold` in each pod: the active and a standby that hears the gateway."""
+    with watched(names, families) as (nodes, spy):
+        for name in names:
+            nodes.start(name, **variables)
+        active, standby = nodes.active(spy)
+        wait_until(lambda: all(annotation(nodes, name) == "heard" for name in names))
+        yield nodes, spy, active, standby
+
+
+def annotation(nodes: TwoNodes, name: str) -> str:
+    found = nodes.api.pod(NAMESPACE, name)["metadata"].get("annotations", {})
+    return str(found.get("egress-proxy/gateway", ""))
+
+
+def _hears(nodes: TwoNodes, name: str) -> bool:
+    return annotation(nodes, name) == "heard"
+
+
+def role(nodes: TwoNodes, name: str) -> str:
+    return str(nodes.api.pod(NAMESPACE, name)["metadata"]["labels"]["egress-proxy/role"])
+
+
+def owned(nodes: TwoNodes, spy: Spy, name: str, since: float) -> float:
+    """Wait until `name` answers; how long after `since` it did."""
+    mac = nodes.pods[name].mac
+    wait_until(lambda: spy.owner() == mac)
+    answered_at = spy.first_answer_by(mac, since)
+    assert answered_at is not None
+    return answered_at - since
+
+
+def undisturbed(spy: Spy, seconds: float) -> None:
+    """Let the spy ask for so long."""
+    wanted = len(spy.questions) + int(seconds / 0.02)
+    wait_until(lambda: len(spy.questions) >= wanted)
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_the_standby_takes_over_from_a_node_that_dies(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        died_at = monotonic()
+        nodes.kill_node(active)
+        assert owned(nodes, spy, standby, died_at) < LIMIT_S
+        wait_until(lambda: role(nodes, standby) == "active" and role(nodes, active) == "standby")
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_a_stopped_hold_hands_over(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        stopped_at = monotonic()
+        assert nodes.pods[active].running.stop() == 0
+        owned(nodes, spy, standby, stopped_at)
+        assert spy.gap_s(stopped_at) < 1
+        wait_until(lambda: role(nodes, standby) == "active" and role(nodes, active) == "standby")
+        assert nodes.pods[standby].running.stderr == nodes.pods[active].running.stderr == ""
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_the_kernel_drops_the_address_of_a_killed_hold(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        killed_at = monotonic()
+        nodes.pods[active].running.kill()
+        assert owned(nodes, spy, standby, killed_at) < LIMIT_S
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_a_frozen_hold_that_wakes_neither_speaks_nor_takes(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        frozen_at = monotonic()
+        nodes.pods[active].running.freeze()
+        assert owned(nodes, spy, standby, frozen_at) < LIMIT_S
+        undisturbed(spy, 1.0)
+        woken_at = monotonic()
+        nodes.pods[active].running.thaw()
+        nodes.pods[active].running.wait_for("address.dropped")
+        undisturbed(spy, 3.0)
+        assert spy.first_answer_by(nodes.pods[active].mac, woken_at) is None
+        assert spy.gap_s(woken_at) < NO_GAP_S
+        defended = [
+            record
+            for record in nodes.pods[standby].running.records
+            if record["event"] == "address.defended"
+        ]
+        assert defended == []
+
+
+def test_a_short_freeze_changes_nothing() -> None:
+    with running() as (nodes, spy, active, _):
+        began_at = monotonic()
+        nodes.pods[active].running.freeze()
+        undisturbed(spy, 1.0)
+        nodes.pods[active].running.thaw()
+        undisturbed(spy, 3.0)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(began_at) < NO_GAP_S
+
+
+def test_a_restarted_hold_resumes() -> None:
+    with running() as (nodes, spy, active, _):
+        killed_at = monotonic()
+        nodes.pods[active].running.kill()
+        nodes.start(active).wait_for("hold.resumed")
+        undisturbed(spy, 3.0)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(killed_at) < NO_GAP_S
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_a_lan_port_that_dies_moves_the_address_for_good(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        cut_at = monotonic()
+        nodes.set_port(active, up=False)
+        assert owned(nodes, spy, standby, cut_at) < LIMIT_S
+        nodes.pods[active].running.wait_for("gateway.silent")
+        nodes.set_port(active, up=True)
+        nodes.pods[active].running.wait_for("gateway.back")
+        back_at = monotonic()
+        undisturbed(spy, 3.0)
+        assert spy.owner() == nodes.pods[standby].mac
+        assert spy.gap_s(back_at) < NO_GAP_S
+
+
+def test_a_lost_carrier_moves_the_address_at_once() -> None:
+    with running() as (nodes, spy, active, standby):
+        cut_at = monotonic()
+        nodes.set_port(active, up=False, carrier=True)
+        assert owned(nodes, spy, standby, cut_at) < 1
+        nodes.pods[active].running.wait_for("hold.released")
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_an_active_without_the_api_server_yields_to_a_claim(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        cut_at = monotonic()
+        nodes.api.order(cut=[nodes.environment(active)["POD_IP"]])
+        nodes.pods[active].running.wait_for("hold.unconfirmed")
+        assert owned(nodes, spy, standby, cut_at) < LIMIT_S
+        assert spy.gap_s(cut_at) < 0.5
+        nodes.api.order(cut=[])
+        nodes.pods[active].running.wait_for("api.back")
+        undisturbed(spy, 3.0)
+        assert spy.owner() == nodes.pods[standby].mac
+
+
+def test_a_silent_api_server_moves_nothing() -> None:
+    with running() as (nodes, spy, active, _):
+        silent_at = monotonic()
+        nodes.api.order(silent=True)
+        undisturbed(spy, 5.0)
+        nodes.api.order(silent=False)
+        nodes.pods[active].running.wait_for("hold.confirmed")
+        undisturbed(spy, 4.0)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(silent_at) < NO_GAP_S
+
+
+def test_a_silent_api_server_ends_it_where_that_is_wanted() -> None:
+    with running(EGRESS_HA_API_SILENCE="release") as (nodes, spy, active, _):
+        nodes.api.order(silent=True)
+        nodes.pods[active].running.wait_for("address.dropped")
+        wait_until(lambda: spy.owner() is None)
+        nodes.api.order(silent=False)
+        wait_until(lambda: spy.owner() is not None)
+
+
+def test_a_slow_api_server_and_lost_answers_move_nothing() -> None:
+    with running() as (nodes, spy, active, _):
+        began_at = monotonic()
+        nodes.api.order(delay_s=0.4)
+        undisturbed(spy, 4.0)
+        nodes.api.order(delay_s=0.0, lose=1)
+        undisturbed(spy, 1.5)
+        nodes.api.order(busy=2)
+        undisturbed(spy, 3.0)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(began_at) < NO_GAP_S
+
+
+def test_nobody_takes_over_without_the_api_server() -> None:
+    with running() as (nodes, spy, active, standby):
+        nodes.api.order(silent=True)
+        nodes.pods[active].running.wait_for("hold.unconfirmed")
+        nodes.kill_node(active)
+        wait_until(lambda: spy.owner() is None)
+        undisturbed(spy, 4.0)
+        assert spy.owner() is None
+        back_at = monotonic()
+        nodes.api.order(silent=False)
+        assert owned(nodes, spy, standby, back_at) < LIMIT_S + 1
+
+
+def test_a_dead_gateway_moves_nothing() -> None:
+    with running() as (nodes, spy, active, _):
+        down_at = monotonic()
+        nodes.gateway.netlink(lambda ip: ip.link("set", ifname="lan0", state="down"))
+        nodes.pods[active].running.wait_for("gateway.silent")
+        undisturbed(spy, 4.0)
+        nodes.gateway.netlink(lambda ip: ip.link("set", ifname="lan0", state="up"))
+        nodes.pods[active].running.wait_for("gateway.back")
+        undisturbed(spy, 2.0)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(down_at) < NO_GAP_S
+
+
+def _put(ip: IPRoute, index: int) -> None:
+    ip.addr("add", index=index, address=RESERVED.v4, prefixlen=25)
+
+
+@contextmanager
+def stranger(nodes: TwoNodes) -> Iterator[Namespace]:
+    """A host on the LAN that knows nothing of this."""
+    host = Namespace("stranger")
+    try:
+        nodes._plug(nodes.switch, "stranger", host, "lan0")
+        host.configure("lan0")
+        yield host
+    finally:
+        host.close()
+
+
+def test_a_foreign_host_is_defended_against() -> None:
+    with running() as (nodes, spy, active, _), stranger(nodes) as host:
+        frame = probe(bytes(6), RESERVED.interface4.ip)
+        index = host.index("lan0")
+        host.netlink(lambda ip: _put(ip, index))
+        with host.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+            # What the kernel of the host would say of its new address: RFC 5227 section 2.3.
+            sock.bind(("lan0", ETH_P_ARP))
+            mac = sock.getsockname()[4]
+            claim = frame.payload[:8] + mac + RESERVED.interface4.ip.packed + frame.payload[18:]
+            sock.sendto(claim, ("lan0", ETH_P_ARP, 0, 0, b"\xff" * 6))
+        record = nodes.pods[active].running.wait_for("address.defended")
+        assert record["mac"] == mac.hex(":")
+        # Here two answer, and it is not this program's doing.
+        host.netlink(lambda ip: ip.addr("del", index=index, address=RESERVED.v4, prefixlen=25))
+        undisturbed(spy, 1.0)
+        assert spy.owner() == nodes.pods[active].mac
+        for asked in spy.doubles:
+            assert mac.hex(":") in asked.answers
+            asked.answers.discard(mac.hex(":"))
+
+
+def test_a_foreign_owner_blocks_the_first_and_is_waited_for() -> None:
+    with watched() as (nodes, spy), stranger(nodes) as host:
+        index = host.index("lan0")
+        host.netlink(lambda ip: _put(ip, index))
+        for name in "ab":
+            nodes.start(name)
+        wait_until(
+            lambda: any(
+                record["event"] == "hold.blocked"
+                for pod in nodes.pods.values()
+                for record in pod.running.records
+            )
+        )
+        host.netlink(lambda ip: ip.addr("del", index=index, address=RESERVED.v4, prefixlen=25))
+        nodes.active(spy)
+
+
+def test_probes_of_others_are_no_claims() -> None:
+    with running() as (nodes, spy, active, _), stranger(nodes) as host:
+        began_at = monotonic()
+        with host.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("lan0", ETH_P_ARP))
+            frame = probe(sock.getsockname()[4], RESERVED.interface4.ip)
+            for _ in range(50):
+                sock.sendto(frame.payload, ("lan0", ETH_P_ARP, 0, 0, frame.destination))
+                undisturbed(spy, 0.02)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(began_at) < NO_GAP_S
+        assert "address.defended" not in {
+            record["event"] for record in nodes.pods[active].running.records
+        }
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_three_that_start_at_once_are_one_owner(attempt: int) -> None:
+    del attempt
+    with watched("abc") as (nodes, spy):
+        for name in "abc":
+            nodes.start(name)
+        active, _ = nodes.active(spy)
+        began_at = monotonic()
+        undisturbed(spy, 3.0)
+        assert spy.owner() == nodes.pods[active].mac
+        assert spy.gap_s(began_at) < NO_GAP_S
+
+
+def test_three_pods_are_rolled_one_after_the_other() -> None:
+    with running("abc") as (nodes, spy, _, _):
+        began_at = monotonic()
+        for name in "abc":
+            nodes.api.delete_pod(NAMESPACE, name)
+            assert nodes.pods[name].running.stop() == 0
+            nodes.api.delete_pod(NAMESPACE, name, grace_s=0)
+            labels = {"egress-proxy/lease": "egress-router", "egress-proxy/role": "standby"}
+            address = nodes.environment(name)["POD_IP"]
+            nodes.api.create_pod(NAMESPACE, name, labels=labels, ip=address)
+            nodes.start(name).wait_for("hold.started")
+            wait_until(lambda: spy.owner() is not None)
+            wait_until(partial(_hears, nodes, name))
+        assert spy.gap_s(began_at) < 1
+        assert sorted(role(nodes, name) for name in "abc") == ["active", "standby", "standby"]
+
+
+def test_a_split_lan_has_an_owner_on_each_side_and_one_when_it_heals() -> None:
+    with running() as (nodes, spy, active, standby):
+        other = Namespace("gateway of the other side")
+        nodes.callback(other.close)
+        nodes._bridge(nodes.switch, "br1", "02:00:00:00:00:fc")
+        nodes.switch.join("gateway2", other, "lan0")
+        _move(nodes.switch, "gateway2", "br1")
+        other.configure("lan0", GATEWAY)
+        split_at = monotonic()
+        nodes.api.order(cut=[nodes.environment(active)["POD_IP"]])
+        _move(nodes.switch, f"node-{active}", "br1")
+        assert owned(nodes, spy, standby, split_at) < LIMIT_S
+        undisturbed(spy, 1.0)
+        assert "address.dropped" not in {
+            record["event"] for record in nodes.pods[active].running.records
+        }
+        _move(nodes.switch, f"node-{active}", "br0")
+        nodes.pods[active].running.wait_for("address.dropped", timeout_s=LIMIT_S)
+        healed_at = monotonic()
+        undisturbed(spy, 2.0)
+        assert spy.owner() == nodes.pods[standby].mac
+        for asked in spy.doubles:
+            assert asked.asked_at <= healed_at
+            asked.answers.clear()
+
+
+def _move(switch: Namespace, port: str, bridge: str) -> None:
+    index, master = switch.index(port), switch.index(bridge)
+    switch.netlink(lambda ip: ip.link("set", index=index, master=master, state="up"))
