@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 from itertools import count
+from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
 from egress_proxy.events import ConnectionClosed, Event
@@ -123,7 +124,8 @@ class FakeReactor:
 
     def __init__(self, loop: Timers) -> None:
         self.loop = loop
-        self.now = loop.time()
+        # Connections compare it with the clock of the machine.
+        self.now = monotonic()
         self.room = 1 << 20
         self.full = errno.ENOSPC
         self.watchers: dict[object, Watcher] = {}
