@@ -15,7 +15,7 @@ import struct
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
-from egress_proxy.config.sources import SOURCE
+from egress_proxy.config.sources import SOURCE, SOURCE_TABLE
 from egress_proxy.errors import Problem
 from egress_proxy.ip import family_of
 from egress_proxy.pod.rtnetlink import attribute, request
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.sources import Source
     from egress_proxy.ip import Address, Network
-
-# The table that `from ADDRESS` is routed by; any number that ip-route(8) gives no name would do.
-SOURCE_TABLE = 1092
 
 # linux/netlink.h
 _NLM_F_REPLACE, _NLM_F_CREATE = 0x100, 0x400

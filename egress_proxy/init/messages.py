@@ -10,7 +10,7 @@ from egress_proxy.init.state import (
     IPV4,
     IPV6,
     MAIN_TABLE,
-    REPLY_TABLE,
+    OWN_TABLES,
     Hop,
     InterfaceAddress,
     Ipv4Sysctls,
@@ -96,7 +96,7 @@ def read_held(message: Message, names: Mapping[int, str]) -> InterfaceAddress:
 
 def is_wanted(message: Message) -> bool:
     return (
-        message.get("table") in (MAIN_TABLE, REPLY_TABLE)
+        message.get("table") in (MAIN_TABLE, *OWN_TABLES)
         and message["type"] in _KINDS
         and not message["tos"]
         and not message["flags"] & _RTM_F_CLONED
@@ -107,13 +107,15 @@ def read_route(message: Message, names: Mapping[int, str]) -> Route:
     any_network = "::" if message["family"] == socket.AF_INET6 else "0.0.0.0"
     metrics = message.get("metrics")
     source = message.get("prefsrc")
+    kind = _KINDS[message["type"]]
     return Route(
         destination=ip_network((message.get("dst") or any_network, message["dst_len"])),
-        hops=tuple(_hops(message, names)),
+        # The kernel says of an IPv6 route to nowhere that it leads over the loopback interface.
+        hops=tuple(_hops(message, names)) if kind == "unicast" else (),
         table=message.get("table"),
         metric=message.get("priority") or 0,
         source=None if source is None else ip_address(source),
-        kind=_KINDS[message["type"]],
+        kind=kind,
         scope=message["scope"],
         metrics=tuple(_metrics(metrics)) if metrics else (),
         protocol=message["proto"],
@@ -151,7 +153,7 @@ def read_rules(message: Message) -> Iterator[Rule]:
     foreign = ("FRA_DST", "FRA_FWMARK", "FRA_OIFNAME", "FRA_L3MDEV", "FRA_UID_RANGE")
     ports = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_TUN_ID")
     if (
-        message.get("table") == REPLY_TABLE
+        message.get("table") in OWN_TABLES
         and message["action"] == _TO_TABLE
         and not message["tos"]
         and not message["flags"]
@@ -163,6 +165,7 @@ def read_rules(message: Message) -> Iterator[Rule]:
             priority=message.get("priority") or 0,
             source=ip_network((source, message["src_len"])) if source else None,
             interface=message.get("iifname") or "",
+            table=message.get("table"),
         )
 
 

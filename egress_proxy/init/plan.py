@@ -67,7 +67,11 @@ def make_plan(state: State, settings: InitSettings) -> Plan:
         raise KeyError(settings.interface)
     ipv6_addresses = tuple(_address_steps(state, settings, IPV6))
     fast_dad, restore = _fast_dad_steps(link, needed=bool(ipv6_addresses))
-    routes = (step for source in settings.sources for step in route_steps(state, link, source))
+    routes = (
+        step
+        for source in settings.sources
+        for step in route_steps(state, link, source, shared=settings.shared)
+    )
     return Plan(
         rules=tuple(_rule_steps(state, settings)),
         link=tuple(_link_steps(state, link, settings)),
@@ -124,6 +128,9 @@ def _fast_dad_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tupl
 
 def _address_steps(state: State, settings: InitSettings, version: int) -> Iterator[Step]:
     """Take the address; one that is there already keeps the prefix length that it came with."""
+    if settings.shared:
+        # `hold` takes it.
+        return
     for source in settings.sources:
         held = state.held(source.address)
         if source.version != version or (held is not None and not held.duplicate):

@@ -41,7 +41,8 @@ class Preview:
     def _lines(self) -> Iterator[str]:
         settings, state = self.settings, self.state
         for source in settings.sources:
-            yield f"init: {source} on {settings.interface}, over {source.gateway}"
+            taker = "hold" if settings.shared else "init"
+            yield f"{taker}: {source} on {settings.interface}, over {source.gateway}"
         yield from _section("interfaces", map(_link, state.links))
         yield from _section(
             "addresses", (held for held in state.addresses if not held.address.is_loopback)

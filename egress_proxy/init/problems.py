@@ -43,6 +43,8 @@ def unmet_preconditions(state: State, settings: InitSettings) -> tuple[Problem, 
     problems.extend(_role_problems(state, link, settings))
     for source in settings.sources:
         problems.extend(_source_problems(state, link, source))
+        if settings.shared:
+            problems.extend(_shared_problems(state, source))
     problems.extend(find_rule_problems(state, settings))
     return tuple(problems)
 
@@ -106,6 +108,18 @@ def _source_problems(state: State, link: Link, source: Source) -> Iterator[Probl
         )
     if source.version == IPV6:
         yield from _ipv6_problems(state, link, source)
+
+
+def _shared_problems(state: State, source: Source) -> Iterator[Problem]:
+    held = state.held(source.address)
+    if held is not None and held.lasting:
+        yield Problem(
+            variable=names.SOURCE.name,
+            value=str(source),
+            reason=f"{held.interface} has this address already, for ever",
+            cure="remove ipam from the network attachment: with high availability, hold takes the "
+            "address, and only one pod at a time has it",
+        )
 
 
 def _ipv6_problems(state: State, link: Link, source: Source) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from ipaddress import IPv6Address, ip_network
 from typing import TYPE_CHECKING
 
+from egress_proxy.config.sources import SOURCE_TABLE
 from egress_proxy.init.state import (
     IPV6,
     MAIN_TABLE,
@@ -37,15 +38,26 @@ if TYPE_CHECKING:
 
 # After the local table's rule (0) and before the main table's (32766), ip-rule(8).
 RULE_PRIORITY = 1091
+SOURCE_RULE_PRIORITY = 1092
 # CNIs and router advertisements make default routes of metric 1024 (IP6_RT_PRIO_USER in
 # linux/ipv6_route.h). The lowest metric wins even where advertisements can't be switched off.
 IPV6_DEFAULT_METRIC = 1
 _IPV6_METRIC = 1024
 
 
-def route_steps(state: State, egress: Link, source: Source) -> Iterator[Step]:
-    """What is to be done for the family of `source`, in order."""
-    return _Family(state, egress, source).steps()
+# The last resort of its table, whatever else is there. Nothing leaves by the pod network with the
+# reserved address while `hold` does not have it.
+_UNREACHABLE_METRIC = 4_278_198_272
+
+
+def route_steps(state: State, egress: Link, source: Source, *, shared: bool) -> Iterator[Step]:
+    """What is to be done for the family of `source`, in order.
+
+    `shared`: only what has the reserved address as its source leaves over the egress interface, by
+    routes that `hold` makes.
+    """
+    family = _Family(state, egress, source)
+    return family.shared_steps() if shared else family.steps()
 
 
 class _Family:
@@ -55,6 +67,7 @@ class _Family:
         self.source = source
         self.main = state.table(MAIN_TABLE, source.version)
         self.reply = state.table(REPLY_TABLE, source.version)
+        self.sourced = state.table(SOURCE_TABLE, source.version)
         self.metric = _IPV6_METRIC if source.version == IPV6 else 0
         self.link_scope = SCOPE_UNIVERSE if source.version == IPV6 else SCOPE_LINK
 
@@ -63,6 +76,27 @@ class _Family:
         yield from self._put_all(self.kept)
         yield from self._put_all(self.links)
         yield from self._default_steps()
+
+    def shared_steps(self) -> Iterator[Step]:
+        yield from self._reply_steps()
+        source = host(self.source.address)
+        nowhere = Route(
+            destination=_network(self.source.gateway, 0),
+            table=SOURCE_TABLE,
+            metric=_UNREACHABLE_METRIC,
+            kind="unreachable",
+        )
+        yield from self._put_all([nowhere])
+        yield from self._put_rules(
+            [
+                Rule(
+                    version=self.source.version,
+                    priority=SOURCE_RULE_PRIORITY,
+                    source=source,
+                    table=SOURCE_TABLE,
+                )
+            ]
+        )
 
     @cached_property
     def pod_network(self) -> dict[object, Route]:
@@ -90,7 +124,10 @@ class _Family:
         yield from self._put_all(
             replace(route, table=REPLY_TABLE, protocol=STATIC) for route in ordered
         )
-        for rule in self._rules() if wanted else ():
+        yield from self._put_rules(self._rules() if wanted else ())
+
+    def _put_rules(self, wanted: Iterable[Rule]) -> Iterator[Step]:
+        for rule in wanted:
             if rule not in self.state.rules:
                 yield Step(PutRule(rule), DropRule(rule))
 
@@ -219,7 +256,8 @@ class _Family:
 
     def _in_slot(self, wanted: Route) -> Route | None:
         """The route itself if it is there, else the one that putting it would replace."""
-        occupants = [route for route in (*self.main, *self.reply) if route.slot == wanted.slot]
+        every = (*self.main, *self.reply, *self.sourced)
+        occupants = [route for route in every if route.slot == wanted.slot]
         return wanted if wanted in occupants else next(iter(occupants), None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from egress_proxy.config import variables
+from egress_proxy.config.hold_variables import HA
 from egress_proxy.config.redirects import parse_redirects
 from egress_proxy.config.sources import GATEWAY, SOURCE, read_sources
 from egress_proxy.config.variables import RefusedError, Variable
@@ -31,7 +32,8 @@ _REDIRECT: tuple[Mode, ...] = ("init", "legacy")
 class InitSettings:
     """What `init` does; `sources` holds one IPv4 source, one IPv6 source, or both in that order.
 
-    `ruleset` is redirect mode's; without one the pod forwards nothing.
+    `ruleset` is redirect mode's; without one the pod forwards nothing. `shared`: the addresses are
+    taken and released by `hold`, and init only prepares for them.
     """
 
     interface: str
@@ -41,6 +43,7 @@ class InitSettings:
     debug: bool
     log_format: LogFormat
     ruleset: Ruleset | None = None
+    shared: bool = False
 
 
 def _parse_text(text: str) -> str:
@@ -79,6 +82,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     SOURCE,
     GATEWAY,
     GATEWAY_REQUIRED,
+    HA,
     MODE,
     DESTINATION,
     DEBUG,
@@ -93,6 +97,16 @@ def read_settings(environ: Mapping[str, str]) -> InitSettings:
     interface = reader.read(variables.INTERFACE)
     sources = read_sources(reader)
     mode = _read_mode(reader)
+    shared = reader.read(HA)
+    if shared and mode in _REDIRECT:
+        reader.problems.append(
+            Problem(
+                variable=HA.name,
+                value=reader.text(HA),
+                reason="redirect mode has no high availability",
+                cure=f"set {MODE.name} to dns-proxy, or remove {HA.name}",
+            )
+        )
     settings = InitSettings(
         interface=interface,
         sources=sources,
@@ -101,6 +115,7 @@ def read_settings(environ: Mapping[str, str]) -> InitSettings:
         debug=reader.read(DEBUG),
         log_format=reader.read(variables.LOG_FORMAT),
         ruleset=_read_ruleset(reader, interface, sources) if mode in _REDIRECT else None,
+        shared=shared,
     )
     reader.raise_problems()
     return settings

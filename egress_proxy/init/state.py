@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
+from egress_proxy.config.sources import SOURCE_TABLE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -22,6 +24,8 @@ IPV6 = 6
 MAIN_TABLE = 254
 # The pod network as it was before init. Any number that ip-route(8) gives no name would do.
 REPLY_TABLE = 1091
+# The tables that nothing but this project uses.
+OWN_TABLES = (REPLY_TABLE, SOURCE_TABLE)
 # linux/rtnetlink.h, RT_SCOPE_*: beyond a gateway, and on the link.
 SCOPE_UNIVERSE = 0
 SCOPE_LINK = 253

@@ -58,6 +58,10 @@ class Takeover:
         self._forget_untranslated(state)
         self._apply(plan.link)
         mac = self._wait_for_carrier()
+        if self._settings.shared:
+            self._apply(plan.routes)
+            self._read_back(observe())
+            return ()
         with self._open_wire(mac) as wire:
             # The kernel looks for duplicates in IPv6 while we ask for the IPv4 address.
             self._apply(plan.ipv6_addresses)

@@ -15,10 +15,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.lan.frames import ETH_P_ARP, probe
+from tests.support.lab import EGRESS_PROXY
 from tests.support.namespaces import LabUnavailableError
 from tests.support.needs import do_without
 from tests.support.network import Namespace
-from tests.support.two_nodes import FAMILIES, GATEWAY, NAMESPACE, RESERVED, TwoNodes
+from tests.support.two_nodes import (
+    FAMILIES,
+    GATEWAY,
+    HOLDER,
+    NAMESPACE,
+    OUTSIDE,
+    RESERVED,
+    TwoNodes,
+)
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -386,3 +395,36 @@ def test_a_split_lan_has_an_owner_on_each_side_and_one_when_it_heals() -> None:
 def _move(switch: Namespace, port: str, bridge: str) -> None:
     index, master = switch.index(port), switch.index(bridge)
     switch.netlink(lambda ip: ip.link("set", index=index, master=master, state="up"))
+
+
+@pytest.mark.parametrize("families", FAMILIES, ids="-".join)
+def test_only_what_has_the_reserved_address_leaves_over_the_lan(families: tuple[str, ...]) -> None:
+    with running(families=families) as (nodes, spy, active, standby):
+        outside = OUTSIDE.v4 if families[0] == "v4" else OUTSIDE.v6
+        reserved = str(nodes.sources[0].address)
+
+        def connect() -> str:
+            source = (reserved, 0)
+            with socket.create_connection((outside, 80), 5, source_address=source):
+                connected, _ = listener.accept()
+            with connected:
+                return str(connected.getpeername()[0])
+
+        with nodes.outside.listen(outside, 80) as listener:
+            assert nodes.pods[active].namespace.call(connect) == reserved
+            with pytest.raises(OSError, match="Cannot assign requested address"):
+                nodes.pods[standby].namespace.call(connect)
+            nodes.pods[active].running.kill()
+            wait_until(lambda: spy.owner() == nodes.pods[standby].mac)
+            assert nodes.pods[standby].namespace.call(connect) == reserved
+
+
+def test_init_and_check_name_an_address_that_the_attachment_has_put() -> None:
+    with watched() as (nodes, _):
+        pod = nodes.pods["a"].namespace
+        index = pod.index("macvlan0")
+        pod.netlink(lambda ip: _put(ip, index))
+        for command in ("init", "check"):
+            done = pod.run(EGRESS_PROXY, command, env=nodes.environment("a"), container=HOLDER)
+            assert done.returncode == 1
+            assert "remove ipam from the network attachment" in done.stderr + done.stdout

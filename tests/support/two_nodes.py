@@ -127,8 +127,10 @@ class TwoNodes(ExitStack):
         }
 
     def start(self, name: str, **variables: str) -> Process:
-        """Start `hold` in the pod."""
+        """Run `init` in the pod to its end, and start `hold`."""
         pod = self.pods[name]
+        done = pod.namespace.run(EGRESS_PROXY, "init", env=self.environment(name), container=HOLDER)
+        assert (done.returncode, done.stderr) == (0, ""), done
         container = Container(capabilities=HOLDER.capabilities, service_account=str(self.folder))
         pod.hold = self.enter_context(
             pod.namespace.start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -275,7 +276,7 @@ def fault(lan: Simulation, what: str, name: str) -> tuple[Any, Any]:
     }[what]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["ab", "abc"]), FAULTS)
 def test_no_faults_make_two_owners_on_one_lan_and_one_is_there_in_the_end(
     seed: int, names: str, faults: Faults

@@ -565,3 +565,34 @@ def contents(observed: State) -> tuple[object, ...]:
 def test_the_loopback_interface_is_no_pod_network() -> None:
     observed = state(POD + "198.51.100.0/24 dev lo")
     assert "lo" not in {word for command in commands(observed) for word in command.split()}
+
+
+SHARED = replace(WANTED, shared=True)
+SHARED6 = replace(WANTED6, shared=True)
+NOWHERE = "table 1092 metric 4278198272"
+
+
+def test_a_shared_address_is_prepared_for_and_not_taken() -> None:
+    assert commands(state(POD), SHARED) == [
+        "ip link set macvlan0 up",
+        *lines(REPLY),
+        f"ip route replace unreachable default {NOWHERE}",
+        "ip rule add priority 1092 from 203.0.113.99 lookup 1092",
+    ]
+
+
+def test_a_shared_ipv6_address_leaves_the_default_route_to_the_pod_network() -> None:
+    steps = commands(state(POD6), SHARED6)
+    assert steps[-2:] == [
+        f"ip -6 route replace unreachable default {NOWHERE}",
+        "ip -6 rule add priority 1092 from 2001:db8:3::99 lookup 1092",
+    ]
+    assert not any("address" in step or "macvlan0 src" in step for step in steps)
+
+
+@pytest.mark.parametrize(("pod", "wanted"), [(POD, SHARED), (POD6, SHARED6)])
+def test_a_shared_address_is_prepared_for_once(pod: str, wanted: InitSettings) -> None:
+    observed = state(pod)
+    for step in make_plan(observed, wanted).steps:
+        observed = after(observed, step.change)
+    assert make_plan(observed, wanted).steps == ()

@@ -236,3 +236,15 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
 )
 def test_what_goes_wrong_on_the_way(problem: object, text: str) -> None:
     assert str(problem) == text
+
+
+def test_a_shared_address_that_the_attachment_has_put_is_in_the_way() -> None:
+    shared = replace(settings("203.0.113.99/25", "203.0.113.1"), shared=True)
+    there = "address 192.0.2.10/24 dev eth0\naddress 203.0.113.99/25 dev macvlan0"
+    [problem] = unmet_preconditions(state(there), shared)
+    assert str(problem) == (
+        "EGRESS_SOURCE: '203.0.113.99/25': macvlan0 has this address already, for ever; "
+        "remove ipam from the network attachment: with high availability, hold takes the address, "
+        "and only one pod at a time has it"
+    )
+    assert unmet_preconditions(state(f"{there} dynamic"), shared) == ()

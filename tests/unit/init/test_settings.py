@@ -48,7 +48,7 @@ def test_every_variable_is_read() -> None:
 
 
 def test_help_can_list_each_variable_once() -> None:
-    assert len({variable.name for variable in VARIABLES}) == len(VARIABLES) == 8
+    assert len({variable.name for variable in VARIABLES}) == len(VARIABLES) == 9
 
 
 @pytest.mark.parametrize(
@@ -289,3 +289,19 @@ def test_all_problems_are_told_in_one_go() -> None:
         "EGRESS_INTERFACE",
         "EGRESS_SOURCE",
     ]
+
+
+def test_redirect_mode_has_no_high_availability() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings(
+            {
+                "EGRESS_SOURCE": "192.0.2.99/24",
+                "EGRESS_GATEWAY": "192.0.2.1",
+                "EGRESS_DESTINATION": "80 tcp 198.51.100.1",
+                "EGRESS_HA": "lease",
+            }
+        )
+    assert str(caught.value) == (
+        "EGRESS_HA: 'lease': redirect mode has no high availability; "
+        "set EGRESS_ROUTER_MODE to dns-proxy, or remove EGRESS_HA"
+    )
