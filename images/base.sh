@@ -3,7 +3,7 @@
 #
 #     images/base.sh IMAGE [SUITE]
 #
-# Python and the libraries it needs are unpacked, nothing is installed: no shell, no package
+# Python, nft and the libraries they need are unpacked, nothing is installed: no shell, no package
 # manager, no setuid file.
 set -euo pipefail
 
@@ -22,13 +22,14 @@ unwanted=(
     # Modules that no daemon needs, and the libraries that only they use.
     "$python"/{curses,dbm,ensurepip,idlelib,pydoc_data,sqlite3,test,tkinter,turtledemo}/'*'
     "$python"/turtle.py "$python"/lib-dynload/{_curses,_dbm,_sqlite3,_test,readline}'*'
-    '/usr/lib/*/lib'{db,form,history,menu,ncurses,panel,readline,sqlite3,tic,tinfo}{-,.,w.,3.}'*'
+    '/usr/lib/*/lib'{db,form,history,menu,ncurses,panel,readline,sqlite3,tic}{-,.,w.,3.}'*'
 )
-wanted=('/usr/bin/python3*' '/usr/share/common-licenses/*' '/usr/share/doc/*/copyright')
+wanted=('/usr/bin/python3*' /usr/sbin/nft)
+wanted+=('/usr/share/common-licenses/*' '/usr/share/doc/*/copyright')
 
-# The packages are python3 less pydoc, pygettext and the like. What scanners and lawyers read
-# stays: the copyright files, and the list of packages that the hook writes.
-"$here/debian.sh" "$suite" base-files,python3-minimal,libpython3-stdlib --format=tar \
+# The packages are nftables, and python3 less pydoc, pygettext and the like. What scanners and
+# lawyers read stays: the copyright files, and the list of packages that the hook writes.
+"$here/debian.sh" "$suite" base-files,nftables,python3-minimal,libpython3-stdlib --format=tar \
     "${unwanted[@]/#/--dpkgopt=path-exclude=}" "${wanted[@]/#/--dpkgopt=path-include=}" \
     --extract-hook="$here/base-hook.sh" - |
     # What mmdebstrap itself put there, this machine's name and name servers among it.

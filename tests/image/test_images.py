@@ -59,7 +59,7 @@ def inventory(image: str) -> tuple[dict[str, int], set[str]]:
 def test_nothing_is_inside_to_build_install_or_rise_with(image: str) -> None:
     files, distributions = inventory(image)
     commands = {path.rpartition("/")[2] for path in files if "/bin/" in path or "/sbin/" in path}
-    assert commands <= {"egress-proxy", "python", "python3", "python3.13"}
+    assert commands <= {"egress-proxy", "nft", "python", "python3", "python3.13"}
     assert not distributions & {"pip", "setuptools", "wheel", "hatchling"}
     assert not [path for path, mode in files.items() if mode & (stat.S_ISUID | stat.S_ISGID)]
     assert not [path for path in files if "ensurepip" in path or "/site-packages/pip/" in path]
@@ -134,7 +134,11 @@ def test_two_builds_of_one_commit_have_the_same_layers(built_again: list[list[st
 def test_a_base_needs_no_package_manager_and_no_shell() -> None:
     files, _ = inventory(BASE)
     commands = [path for path in files if "/bin/" in path or "/sbin/" in path]
-    assert sorted(commands) == ["/usr/bin/python3", "/usr/bin/python3.13"]
+    assert sorted(commands) == [
+        "/usr/bin/python3",
+        "/usr/bin/python3.13",
+        "/usr/sbin/nft",
+    ]
 
 
 def pins(image: str) -> set[tuple[str, str]]:
