@@ -233,6 +233,13 @@ ADMIN_LISTEN = Variable(
     "health, metrics and the status page: [address]:port, or off; without an address, on all of "
     "the pod's addresses except the egress interface's",
 )
+ADMIN_SESSIONS = Variable(
+    "EGRESS_DNS_PROXY_ADMIN_SESSIONS",
+    "",
+    variables.parse_flag,
+    "on: /sessions.json lists open sessions with their clients' addresses; off by default, because "
+    "whoever reaches the admin port would see who talks to whom, without logging in",
+)
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,
     DESTINATION,
@@ -254,6 +261,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     HEALTH_INTERVAL,
     WITHDRAWN_TIMEOUT,
     ADMIN_LISTEN,
+    ADMIN_SESSIONS,
 )
 
 

@@ -46,6 +46,7 @@ class Settings:
     health_interval_s: float
     withdrawn_timeout_s: float
     admin_listen: AdminListen | None
+    admin_sessions: bool
     # Names, for people; the node's is empty where the pod spec does not give it.
     pod: str
     node: str
@@ -93,6 +94,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         health_interval_s=reader.read(environment.HEALTH_INTERVAL),
         withdrawn_timeout_s=reader.read(environment.WITHDRAWN_TIMEOUT),
         admin_listen=admin_listen,
+        admin_sessions=reader.read(environment.ADMIN_SESSIONS),
         pod=_pod_name(environ),
         node=environ.get("NODE_NAME", ""),
     )

@@ -79,12 +79,9 @@ class Connection:
     """One client, from accept to record."""
 
     __slots__ = (
-        "_accepted_at",
         "_address",
         "_client",
-        "_client_address",
         "_client_events",
-        "_closed",
         "_connected_at",
         "_counted_to_client",
         "_counted_to_upstream",
@@ -93,6 +90,9 @@ class Connection:
         "_race",
         "_relay",
         "_source",
+        "accepted_at",
+        "client_address",
+        "closed",
         "deadline_tick",
         "origin",
     )
@@ -104,9 +104,9 @@ class Connection:
     ) -> None:
         self.origin = origin
         self._client = client
-        self._client_address = client_address
+        self.client_address = client_address
         self._client_events = 0
-        self._accepted_at = origin.data_plane.reactor.now
+        self.accepted_at = origin.data_plane.reactor.now
         self._connected_at = 0.0
         self._address: Sequence[object] | None = None
         self._source: Sequence[object] | None = None
@@ -116,7 +116,7 @@ class Connection:
         self._needs_keepalive: socket.SocketType | None = None
         self._relay: Relay | None = None
         self._race: Race | None = None
-        self._closed = False
+        self.closed = False
         # The bytes of this connection that `origin.live` has.
         self._counted_to_upstream = 0
         self._counted_to_client = 0
@@ -132,6 +132,17 @@ class Connection:
         live.bytes_to_upstream += to_upstream - self._counted_to_upstream
         live.bytes_to_client += to_client - self._counted_to_client
         self._counted_to_upstream, self._counted_to_client = to_upstream, to_client
+
+    @property
+    def relayed(self) -> tuple[int, int]:
+        """Bytes to the upstream and to the client so far."""
+        relay = self._relay
+        return (relay.up.count, relay.down.count) if relay else (0, 0)
+
+    @property
+    def touched(self) -> float:
+        """When bytes were relayed last, by the reactor's clock; at first, when it began."""
+        return self._relay.touched if self._relay else self.accepted_at
 
     @property
     def host(self) -> Address | str:
@@ -158,7 +169,7 @@ class Connection:
         except OSError as error:
             self.unconnected(Reason.ERROR, error.errno or errno.EIO, None)
             return
-        if not origin.allows(self._client_address):
+        if not origin.allows(self.client_address):
             self._refuse(Reason.DENIED_CLIENT)
 
     def ready(self, events: int) -> None:
@@ -221,7 +232,7 @@ class Connection:
             # The event loop was held up: the client's first event is still to come.
             wheel.schedule(self, ATTEMPT_DELAY_S)
             return
-        left_s = self._accepted_at + self.origin.limits.connect_timeout_s - monotonic()
+        left_s = self.accepted_at + self.origin.limits.connect_timeout_s - monotonic()
         if left_s > 0:
             wheel.schedule(self, min(ATTEMPT_DELAY_S, left_s))
             race.start_next()
@@ -253,7 +264,7 @@ class Connection:
 
     def _refuse(self, reason: Reason) -> None:
         """Reset a client that has no upstream."""
-        if self._closed:
+        if self.closed:
             return
         if self._race is not None:
             self._race.cancel()
@@ -266,7 +277,7 @@ class Connection:
 
     def _close(self, reason: Reason) -> None:
         """Every connection ends here, once."""
-        self._closed = True
+        self.closed = True
         origin, plane = self.origin, self.origin.data_plane
         plane.wheel.cancel(self)
         # Not the reactor's time, which is old when a timer or a signal ends the connection.
@@ -282,13 +293,13 @@ class Connection:
             ConnectionClosed(
                 listener=origin.destination.port,
                 destination=origin.name,
-                client=self._client_address,
+                client=self.client_address,
                 address=self._address,
                 source=self._source,
                 bytes_to_upstream=relay.up.count if relay else 0,
                 bytes_to_client=relay.down.count if relay else 0,
-                duration_s=now - self._accepted_at,
-                connect_s=self._connected_at - self._accepted_at if relay else None,
+                duration_s=now - self.accepted_at,
+                connect_s=self._connected_at - self.accepted_at if relay else None,
                 attempts=race.attempts if race else 0,
                 reason=reason,
                 error=self._error_number,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__
 from egress_proxy.forwarding.live import Live
+from egress_proxy.run.sessions import list_sessions
 from egress_proxy.telemetry import status
 from egress_proxy.telemetry.counters import Ended
 from egress_proxy.telemetry.status import Check, Destination, ListenerState, Port, Status, Upstream
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from egress_proxy.run.destination_table import DestinationTable
     from egress_proxy.supervisor import Supervisor
     from egress_proxy.telemetry.counters import Counters
+    from egress_proxy.telemetry.sessions import Query, SessionList
 
 # So many are looked at before the event loop turns; each is about half a millisecond's work.
 _CONNECTIONS_PER_TURN = 1000
@@ -58,6 +60,7 @@ class Snapshot:
     ) -> None:
         self._interface = settings.interface
         self._pod, self._node = settings.pod, settings.node
+        self._sessions_listed = settings.admin_sessions
         self._admission = admission
         self._address_monitor = address_monitor
         self._table = table
@@ -83,6 +86,12 @@ class Snapshot:
             reloads=self._counters.reloads,
         )
 
+    async def sessions(self, query: Query) -> SessionList | None:
+        """The open sessions of `query`; None if the administrator does not want them listed."""
+        if not self._sessions_listed:
+            return None
+        return await list_sessions(self._table.connections(), query, time.monotonic)
+
     async def take(self) -> Status:
         """The whole status. The event loop turns meanwhile: figures differ by milliseconds."""
         await self._count_bytes()
@@ -90,6 +99,7 @@ class Snapshot:
         return Status(
             pod=self._pod,
             node=self._node,
+            sessions_listed=self._sessions_listed,
             version=__version__,
             python=platform.python_version(),
             now=time.time(),

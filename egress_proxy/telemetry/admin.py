@@ -31,10 +31,12 @@ import msgspec
 
 from egress_proxy.telemetry import metrics
 from egress_proxy.telemetry.process import read_process
+from egress_proxy.telemetry.sessions import parse_query
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from egress_proxy.telemetry.sessions import Query, SessionList
     from egress_proxy.telemetry.status import Check, Status
 
 MAX_CLIENTS = 16
@@ -64,6 +66,8 @@ class StatusSource(Protocol):
     def down(self) -> Sequence[str]: ...
 
     def readiness(self) -> tuple[Check, ...]: ...
+
+    async def sessions(self, query: Query) -> SessionList | None: ...
 
     async def take(self) -> Status: ...
 
@@ -124,6 +128,7 @@ class Pages:
         self._source = source
         self._page = _PAGE.read_bytes()
         self._policy = _policy(self._page)
+        self._sessions_lock = asyncio.Lock()
         status = self._status = Shared(source.take, fresh_s)
         self._metrics_text = Shared(lambda: _metrics_text(status), fresh_s)
         self._status_text = Shared(lambda: self._encode_status(status), fresh_s)
@@ -133,6 +138,7 @@ class Pages:
             "/readyz": self._readyz,
             "/metrics": self._metrics,
             "/status.json": self._status_json,
+            "/sessions.json": self._sessions_json,
         }
 
     async def answer(self, method: str, target: str) -> Answer:
@@ -167,6 +173,18 @@ class Pages:
 
     async def _status_json(self, _query: str) -> Answer:
         return Answer(200, "application/json", await self._status_text.get())
+
+    async def _sessions_json(self, query: str) -> Answer:
+        try:
+            wanted = parse_query(query)
+        except ValueError as error:
+            return _text(400, str(error))
+        # One after the other: each looks at all connections.
+        async with self._sessions_lock:
+            found = await self._source.sessions(wanted)
+        if found is None:
+            return _text(403, "EGRESS_DNS_PROXY_ADMIN_SESSIONS is off: sessions are not listed")
+        return Answer(200, "application/json", msgspec.json.encode(found))
 
     async def _encode_status(self, status: Shared[Status]) -> bytes:
         # A thousand destinations take less than a millisecond.

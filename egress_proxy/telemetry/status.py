@@ -128,6 +128,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
     pod: str
     node: str
+    # Whether `/sessions.json` lists sessions.
+    sessions_listed: bool
     version: str
     python: str
     now: float

@@ -150,7 +150,7 @@ async def test_there_is_nothing_else(target: str) -> None:
         line, _, body = await admin.get(target)
         assert (line, body) == (
             b"HTTP/1.1 404 Not Found",
-            b"there are / /livez /readyz /metrics /status.json\n",
+            b"there are / /livez /readyz /metrics /status.json /sessions.json\n",
         )
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -181,6 +182,37 @@ def test_a_signal_turns_debug_on_and_off(deployment: Deployment) -> None:
     use_once(deployment, 80)
     assert status(deployment.lab.client)["destinations"][0]["total"] == 3
     assert len([record for record in proxy.records if record["event"] == "connection.closed"]) == 1
+
+
+def test_sessions_are_listed_only_where_that_is_wanted(
+    deployment: Deployment, proxy: Process
+) -> None:
+    code, text = get(deployment.lab.client, "/sessions.json")
+    assert (code, text) == (
+        403,
+        "EGRESS_DNS_PROXY_ADMIN_SESSIONS is off: sessions are not listed\n",
+    )
+    assert status(deployment.lab.client)["sessions_listed"] is False
+    assert proxy.stop() == 0
+    deployment.start(EGRESS_DNS_PROXY_ADMIN_SESSIONS="on").wait_for("daemon.ready", unresolved=[])
+    with ExitStack() as ends:
+        client, upstream = map(ends.enter_context, deployment.connect(80))
+        for end in deployment.connect(100):
+            ends.enter_context(end)
+        client.sendall(b"question")
+        assert upstream.recv(8) == b"question"
+        code, text = get(deployment.lab.client, "/sessions.json?listener=80&sort=bytes")
+        assert code == 200
+        told = json.loads(text)
+        [session] = told["sessions"]
+        assert told["total"] == 1
+        assert session["client"] == "{}:{}".format(*client.getsockname())
+        assert (session["listener"], session["address"]) == (80, f"{OUTSIDE.v4}:80")
+        assert (session["bytes_to_upstream"], session["bytes_to_client"]) == (8, 0)
+        assert 0 <= session["idle_s"] <= session["age_s"] < 10
+        assert json.loads(get(deployment.lab.client, "/sessions.json")[1])["total"] == 2
+        code, text = get(deployment.lab.client, "/sessions.json?limit=0")
+        assert (code, text) == (400, "limit is a number from 1 to 1000\n")
 
 
 class ConfigMap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from egress_proxy.telemetry.counters import BOUNDS_S
+from egress_proxy.telemetry.sessions import Query, Session, SessionList
 from egress_proxy.telemetry.status import (
     Check,
     ConnectTimes,
@@ -40,6 +41,21 @@ class Shown:
             ports=self.status.destinations,
             reloads=self.status.reloads,
         )
+
+    async def sessions(self, query: Query) -> SessionList | None:
+        if not self.status.sessions_listed:
+            return None
+        session = Session(
+            listener=query.listener or 80,
+            destination="a.example:80",
+            client="10.128.0.7:40000",
+            address="192.0.2.1:80",
+            age_s=3700.5,
+            idle_s=12.25,
+            bytes_to_upstream=2048,
+            bytes_to_client=4096,
+        )
+        return SessionList(total=7, sessions=(session,))
 
     async def take(self) -> Status:
         self.taken += 1
@@ -87,6 +103,7 @@ def status(
     return Status(
         pod="egress/router-1",
         node="worker-3",
+        sessions_listed=False,
         version="1.0",
         python="3.11",
         now=2.0,

@@ -44,6 +44,7 @@ DEFAULTS = Settings(
     pod=socket.gethostname(),
     node="",
     admin_listen=AdminListen(None, 9153),
+    admin_sessions=False,
 )
 
 

@@ -1,0 +1,60 @@
+"""Finds the open sessions that an operator asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from egress_proxy.events import as_text
+from egress_proxy.telemetry.sessions import Session, SessionList
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from egress_proxy.forwarding.connection import Connection
+    from egress_proxy.telemetry.sessions import Query
+
+# So many are looked at before the event loop turns, which takes about a millisecond.
+_PER_TURN = 1000
+
+
+async def list_sessions(
+    connections: Iterable[Connection], query: Query, clock: Callable[[], float]
+) -> SessionList:
+    """The open sessions of `query`. `clock` is the one of the connections' times."""
+
+    def size(connection: Connection) -> float:
+        if query.sort == "bytes":
+            return sum(connection.relayed)
+        return -(connection.accepted_at if query.sort == "age" else connection.touched)
+
+    largest: list[Connection] = []
+    total = 0
+    remaining = iter(connections)
+    while batch := list(islice(remaining, _PER_TURN)):
+        wanted = [each for each in batch if query.listener in (None, each.origin.destination.port)]
+        total += len(wanted)
+        largest = heapq.nlargest(query.limit, [*largest, *wanted], key=size)
+        await asyncio.sleep(0)
+    now = clock()
+    return SessionList(
+        total=total,
+        # Some have ended meanwhile.
+        sessions=tuple(_session(each, now) for each in largest if not each.closed),
+    )
+
+
+def _session(connection: Connection, now: float) -> Session:
+    to_upstream, to_client = connection.relayed
+    return Session(
+        listener=connection.origin.destination.port,
+        destination=connection.origin.name,
+        client=as_text(connection.client_address),
+        address=as_text(connection.address),
+        age_s=round(max(now - connection.accepted_at, 0), 3),
+        idle_s=round(max(now - connection.touched, 0), 3),
+        bytes_to_upstream=to_upstream,
+        bytes_to_client=to_client,
+    )
