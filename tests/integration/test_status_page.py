@@ -226,6 +226,18 @@ async def test_a_click_shows_the_details_and_what_dns_says_is_only_text(tmp_path
     assert "<img" not in page
 
 
+async def test_the_details_list_sessions_where_that_is_wanted(tmp_path: Path) -> None:
+    wanted = Shown(replace(example(), sessions_listed=True))
+    click = "document.querySelectorAll('td button')[3].click()"
+    page = await browse(tmp_path, "--dump-dom", shown=wanted, script=click)
+    assert (
+        "1 of 7 sessions, by age client remote address age idle out in "
+        "10.128.0.7:40000 192.0.2.1:80 1 h 1 min 12 s 2.0 KiB 4.0 KiB"
+    ) in text_of(page)
+    page = await browse(tmp_path, "--dump-dom", script=click)
+    assert "sessions, by" not in text_of(page)
+
+
 async def test_the_filter_is_part_of_the_address_and_a_click_sorts(tmp_path: Path) -> None:
     page = await browse(tmp_path, "--dump-dom", path="#listening%20example.com")
     assert [row.split()[2] for row in rows_of(page)] == [":8443", ":5432"]
