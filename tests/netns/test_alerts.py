@@ -1,6 +1,6 @@
 """The alerts on the metrics of a real run: silent while all is well, then each by its own trouble.
 
-A scrape stands for 30 seconds of Prometheus' time, so that hours take a second.
+A scrape stands for minutes of Prometheus' time, which takes the same figures several times.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tests.support.alert_rules import ALERTS, RULE, promtool, write_rules
 from tests.support.deployment import LEAST_PRIVILEGE, Deployment
 from tests.support.dns import Name
 from tests.support.lab import OUTSIDE, POD
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +27,8 @@ GOOD = f"{GOOD_PORT} {OUTSIDE.v4}\n{BAD_PORT} fails.example.com\n"
 LIMIT = 10
 STEP_S = 30
 # Ten minutes is the longest that an alert waits (EgressNameStale); a rate looks back five or ten.
-CALM, TROUBLE, LOST, DRAIN, ABSENT = 20, 30, 4, 6, 22
+CALM, TROUBLE = 2, 6
+STEPS, LOST_STEPS, DRAIN_STEPS, ABSENT_STEPS = 5, 4, 6, 22
 # Not brought about here: rules_test.yaml has them.
 ELSEWHERE = {"EgressLogDropped", "EgressDefect"}
 
@@ -40,7 +42,23 @@ class History:
         self._expected: list[dict[str, object]] = []
         self._used = set(re.findall(r"egress_proxy_\w+", RULE))
 
-    def scrape(self) -> None:
+    def scrape(self, steps: int = STEPS) -> None:
+        """Take the next figures, as soon as they are others than the last, for `steps` steps.
+
+        The pod makes them once a second at most.
+        """
+        before = self._scrapes[-1] if self._scrapes else {}
+        taken: dict[str, str] = {}
+
+        def ask() -> bool:
+            nonlocal taken
+            taken = self._ask()
+            return taken != before
+
+        wait_until(ask)
+        self._scrapes += [taken] * steps
+
+    def _ask(self) -> dict[str, str]:
         """What `/metrics` says to a client of the cluster; only what the rules use."""
         with self._lab.client.connect(POD.v4, ADMIN_PORT) as sock:
             connection = HTTPConnection(POD.v4, ADMIN_PORT)
@@ -48,17 +66,15 @@ class History:
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()
         samples = re.findall(r"^(egress_proxy_\w+)(?:\{(.*)\})? (\S+)$", text, re.MULTILINE)
-        self._scrapes.append(
-            {
-                f'{name}{{namespace="egress",pod="a-egress-router-1",{labels}}}': value
-                for name, labels, value in samples
-                if name in self._used
-            }
-        )
+        return {
+            f'{name}{{namespace="egress",pod="a-egress-router-1",{labels}}}': value
+            for name, labels, value in samples
+            if name in self._used
+        }
 
-    def miss(self) -> None:
-        """The pod does not answer."""
-        self._scrapes.append({})
+    def miss(self, steps: int) -> None:
+        """The pod does not answer for `steps` steps."""
+        self._scrapes += [{}] * steps
 
     def expect(self, alerts: dict[str, int], **where: str) -> None:
         """So often each alert fires after the last scrape, and no other; where, by its labels."""
@@ -157,21 +173,18 @@ def test_alerts_of_a_real_run(lab: Lab, tmp_path: Path) -> None:
 
         lab.pod.netlink(lambda ip: ip.link("set", index=lab.pod.index("macvlan0"), state="down"))
         proxy.wait_for("source.lost")
-        for _ in range(LOST):
-            history.scrape()
+        history.scrape(LOST_STEPS)
         trouble |= {"EgressSourceAddressGone": 1}
         history.expect(trouble)
 
         proxy.terminate()
         proxy.wait_for("daemon.draining")
-        for _ in range(DRAIN):
-            history.scrape()
+        history.scrape(DRAIN_STEPS)
         # By now all ports have refused for two minutes, and nobody has tried for five.
         drained = trouble | {"EgressDrainStuck": 1, "EgressListenerDown": 3}
         del drained["EgressDestinationDown"]
         history.expect(drained)
-    for _ in range(ABSENT):
-        history.miss()
+    history.miss(ABSENT_STEPS)
     history.expect({"EgressRouterAbsent": 1})
 
     write_rules(tmp_path)
