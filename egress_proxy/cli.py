@@ -1,7 +1,7 @@
-"""The commands: ``egress-proxy init | run | hold | check``.
+"""The commands: ``egress-proxy init | run | hold | check | status | signal``.
 
-Exit status: 0 good, 1 the environment failed, 2 the configuration is wrong. A failure is told on
-stderr, one line a problem, and in the container's termination message.
+Exit status: 0 good, 1 the environment failed, 2 the configuration is wrong. A failure is printed on
+stderr, one line per problem; the commands of containers also write it to the termination message.
 """
 
 from __future__ import annotations
@@ -9,29 +9,30 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
+import io
 import os
 import signal
 import sys
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egress_proxy import __version__
+from egress_proxy.check import warnings
 from egress_proxy.check.report import Report
-from egress_proxy.config import hold_variables, settings
-from egress_proxy.config import run_variables as environment
-from egress_proxy.errors import (
-    EgressProxyError,
-    PlatformError,
-    quote,
-)
+from egress_proxy.config import hold_variables, run_variables, settings, sources
+from egress_proxy.config.explanations import explain, value_in_effect
+from egress_proxy.config.variables import Reader, unknown_names
+from egress_proxy.errors import EgressProxyError, PlatformError
 from egress_proxy.init import settings as init_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from egress_proxy.config.settings import Settings
+    from egress_proxy.config.sources import Source
     from egress_proxy.config.variables import Variable
-    from egress_proxy.ip import Address
+    from egress_proxy.errors import Problem
 
 # Kubernetes' default terminationMessagePath, and as much of it as the kubelet keeps.
 TERMINATION_LOG = Path("/dev/termination-log")
@@ -39,7 +40,14 @@ _TERMINATION_OCTETS = 4096
 # For "and so many more": a text has fewer than a million lines.
 _ROOM = len("\n… and 999999 more".encode())
 
+_VARIABLES: dict[str, tuple[Variable[Any], ...]] = {
+    "init": init_settings.VARIABLES,
+    "run": run_variables.VARIABLES,
+    "hold": hold_variables.VARIABLES,
+}
+# The signals that end a command, as blocked and waited for.
 _ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+_KNOWN = frozenset(variable.name for entries in _VARIABLES.values() for variable in entries)
 
 
 def main(
@@ -49,20 +57,29 @@ def main(
     termination_log: Path = TERMINATION_LOG,
 ) -> int:
     """Run one command; returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A value may have characters that the terminal's encoding has not.
+            stream.reconfigure(errors="backslashreplace")
     options = _parser(environ).parse_args(arguments)
     command: Callable[[argparse.Namespace, Mapping[str, str]], None] = options.command
     try:
         command(options, environ)
     except EgressProxyError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - problems go to stderr, logs to stdout
-        if command is not check:
+        _complain(str(error))
+        if options.name in _VARIABLES:
             _write_termination_message(str(error), termination_log)
         return error.exit_status
+    except BrokenPipeError:
+        # Nobody reads the output any longer; Python would complain when it flushes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PlatformError.exit_status
     return 0
 
 
 def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Configure the egress interface."""
+    _warn_of_unknown_names(environ)
     wanted = init_settings.read_settings(environ)
 
     # Only this command pays for pyroute2: 25 MB resident.
@@ -85,20 +102,21 @@ def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
 def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Forward connections until SIGTERM."""
-    wanted = _read_run_settings(environ)
+    _warn_of_unknown_names(environ)
+    wanted = settings.read_settings(environ)
 
-    from egress_proxy.forwarding import descriptors  # noqa: PLC0415 - only this command needs it
+    from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy.pod.preconditions import find_problems  # noqa: PLC0415 - see above
 
-    # Before the event loop, which aborts the process when it gets no descriptors. There may be more
-    # listeners than destinations: the daemon asks again once it knows them all.
-    descriptors.share_descriptors(
-        descriptors.raise_descriptor_limit(), len(wanted.destinations), wanted.max_connections
-    )
+    # Before the event loop, which aborts the process when it gets no descriptors.
+    pod = read_pod()
+    problems = find_problems(wanted, pod)
+    if problems:
+        raise PlatformError(*problems)
 
     # The event loop and DNS are for this command alone.
     import uvloop  # noqa: PLC0415 - see above
 
-    from egress_proxy.pod import addresses  # noqa: PLC0415 - see above
     from egress_proxy.run import daemon  # noqa: PLC0415 - see above
     from egress_proxy.telemetry import logs  # noqa: PLC0415 - see above
 
@@ -106,7 +124,7 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
     async def forward() -> None:
         shutdown = daemon.Shutdown()
-        running = daemon.Daemon(wanted, addresses.read_interfaces(), log, environ)
+        running = daemon.Daemon(wanted, pod, log, environ)
         loop = asyncio.get_running_loop()
         for number, act in (
             (signal.SIGTERM, shutdown.request),
@@ -129,6 +147,7 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
 def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Take the reserved address when it is free, and give it to another pod in the end."""
+    _warn_of_unknown_names(environ)
     wanted = hold_variables.read_hold_settings(environ)
 
     # This command pays for ssl, and no other one.
@@ -155,91 +174,170 @@ def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
         log.close()
 
 
+def status(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Print the state of the egress-proxy run that runs in this pod."""
+    import msgspec  # noqa: PLC0415 - only this command needs it
+
+    from egress_proxy.control import admin_client, status_text  # noqa: PLC0415 - see above
+
+    page = admin_client.read_page(environ)
+    if options.output == "json":
+        _print(msgspec.json.format(msgspec.json.encode(page), indent=2).decode())
+    else:
+        _print("\n".join(status_text.lines(page.ready, page.status)))
+
+
+def signal_daemon(options: argparse.Namespace, _environ: Mapping[str, str]) -> None:
+    """Make the egress-proxy run of this container reload its destinations, or toggle DEBUG."""
+    from egress_proxy.control import processes  # noqa: PLC0415 - only this command needs it
+
+    _print(processes.send(options.action))
+
+
 def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-    """Judge the configuration, say what init and run would do, and change nothing."""
+    """Validate the configuration, say what init and run would do, and change nothing."""
     if options.show_settings:
         _show_settings(environ)
         return
     report = Report()
-    for part in _parts(environ):
-        try:
-            part(options, environ, report)
-        except EgressProxyError as error:
-            report.failures.append(error)
+    unknown = unknown_names(environ, _KNOWN)
+    if options.output == "json":
+        report.warn(unknown)
+    else:
+        # First of all: a misspelt name is often why the rest is refused.
+        _complain_of(unknown)
+    for name, part, triggers in _PARTS:
+        if any(variable.name in environ for variable in triggers) or not _any_part(environ):
+            try:
+                part(options, environ, report)
+            except EgressProxyError as error:
+                report.failed(name, error)
+        else:
+            names = " and ".join(variable.name for variable in triggers)
+            report.skipped(name, f"not validated: {names} are not set")
     report.tell(options.output)
-
-
-def _parts(environ: Mapping[str, str]) -> Sequence[Callable[..., None]]:
-    """The commands whose variables are there; with none of them there, both are judged."""
-    parts = (
-        (_check_init, ("EGRESS_SOURCE", "EGRESS_GATEWAY")),
-        (_check_run, (environment.DESTINATION.name, environment.DESTINATION_FILE.name)),
-    )
-    present = [part for part, names in parts if any(name in environ for name in names)]
-    return present or [part for part, _ in parts]
 
 
 def _check_init(options: argparse.Namespace, environ: Mapping[str, str], report: Report) -> None:
     wanted = init_settings.read_settings(environ)
-    report.good("init", "the configuration is good")
+    report.warn(warnings.gateway_warnings(wanted.sources))
     if options.offline:
+        report.good("init", "the configuration is good")
+        return
+    if importlib.util.find_spec("pyroute2") is None:
+        report.good("init", "the configuration is good")
+        report.skipped("network", "not examined: this image lacks pyroute2")
         return
     from egress_proxy.init import run as init_run  # noqa: PLC0415 - pyroute2 costs 25 MB
+    from egress_proxy.init.problems import capability_problems  # noqa: PLC0415 - see above
 
     preview = init_run.preview(wanted)
     report.plan += str(preview).splitlines()
-    if preview.problems:
-        raise PlatformError(*preview.problems)
+    report.warn(preview.warnings)
+    lacking = list(capability_problems(preview.state))
+    problems = [problem for problem in preview.problems if problem not in lacking]
+    if preview.steps:
+        # There is something to do, and this container could not do it.
+        problems = [*lacking, *problems]
+    elif lacking and not problems:
+        report.good("network", "it is as init makes it")
+    if problems:
+        raise PlatformError(*problems)
+    report.good("init", "the configuration is good")
 
 
 def _check_run(options: argparse.Namespace, environ: Mapping[str, str], report: Report) -> None:
-    wanted = _read_run_settings(environ)
-    report.good("run", "the configuration is good")
+    wanted = settings.read_settings(environ)
+    reserved = _reserved(environ)
+    report.warn(warnings.source_warnings(wanted, reserved))
     if options.offline:
+        report.good("run", "the configuration is good")
         return
     from egress_proxy.check import preflight  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - see above
+    from egress_proxy.pod.preconditions import preconditions  # noqa: PLC0415 - see above
 
-    report.findings += asyncio.run(
-        preflight.examine(wanted, _gateways(environ), connect=options.connect)
-    )
+    pod = read_pod()
+    problems = preconditions(wanted, pod)
+    if problems:
+        raise PlatformError(*problems)
+    report.good("run", "the configuration is good")
+    gateways = [source.gateway for source in reserved]
+    report.add(asyncio.run(preflight.examine(wanted, pod, gateways, connect=options.connect)))
 
 
-def _gateways(environ: Mapping[str, str]) -> list[Address]:
-    """Those that `init` has been told of, if it is configured here too, and rightly."""
-    try:
-        return [source.gateway for source in init_settings.read_settings(environ).sources]
-    except EgressProxyError:
-        return []
+# Which variables show that a command is configured here. Without any, all are validated.
+_PARTS: tuple[tuple[str, Callable[..., None], tuple[Variable[Any], ...]], ...] = (
+    ("init", _check_init, (sources.SOURCE, sources.GATEWAY)),
+    ("run", _check_run, (run_variables.DESTINATION, run_variables.DESTINATION_FILE)),
+)
+
+
+def _any_part(environ: Mapping[str, str]) -> bool:
+    return any(variable.name in environ for _, _, triggers in _PARTS for variable in triggers)
+
+
+def _reserved(environ: Mapping[str, str]) -> tuple[Source, ...]:
+    """The reserved addresses, where init is configured here too, and rightly."""
+    reader = Reader(environ)
+    found = sources.read_sources(reader)
+    return () if reader.problems else found
 
 
 def _show_settings(environ: Mapping[str, str]) -> None:
-    for command, variables in (("init", init_settings.VARIABLES), ("run", environment.VARIABLES)):
-        print(f"{command}:")  # noqa: T201 - the command's output
-        width = max(len(variable.name) for variable in variables)
-        for variable in variables:
-            print(f"  {variable.name:{width}}  {_current(variable, environ)}")  # noqa: T201 - see above
+    connections = _allowed_connections(environ)
+    for command, entries in _VARIABLES.items():
+        _print(f"{command}:")
+        width = max(len(variable.name) for variable in entries)
+        for variable in entries:
+            value = value_in_effect(variable, environ, connections)
+            _print(f"  {variable.name:{width}}  {value}")
 
 
-def _current(variable: Variable[Any], environ: Mapping[str, str]) -> str:
-    """The text in force, and whether it is the default."""
-    text = environ.get(variable.name, "").strip()
-    if text:
-        return quote(text)
-    if variable.default is None:
-        return "not set"
-    return f"{quote(variable.default)} (default)"
+def _allowed_connections(environ: Mapping[str, str]) -> int | None:
+    """How many connections run would allow by default; None where that can't be known."""
+    from egress_proxy.pod.address_monitor import choose_listen_points  # noqa: PLC0415 - only here
+    from egress_proxy.pod.descriptors import share_descriptors  # noqa: PLC0415 - only here
+    from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - only here
+
+    def allowed(wanted: Settings) -> int:
+        pod = read_pod()
+        points = choose_listen_points(wanted, pod.inside(wanted.interface))
+        count = len(wanted.destinations) * len(points)
+        return share_descriptors(pod.descriptors, count, None).connections
+
+    try:
+        return allowed(settings.read_settings(environ))
+    except EgressProxyError:
+        return None
 
 
-def _read_run_settings(environ: Mapping[str, str]) -> settings.Settings:
-    # First of all: a misspelt name is often why the rest is refused.
-    for warning in environment.unknown_names(environ):
-        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201 - no log is set up yet
-    return settings.read_settings(environ)
+def _warn_of_unknown_names(environ: Mapping[str, str]) -> None:
+    """First of all: a misspelt name is often why the rest is refused."""
+    _complain_of(unknown_names(environ, _KNOWN))
+
+
+def _complain_of(warnings: Sequence[Problem]) -> None:
+    for warning in warnings:
+        _complain(f"warning: {warning}")
+
+
+def _complain(text: str) -> None:
+    """Write to stderr; where that can't be done, nothing else changes."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201 - a command's output
 
 
 def _write_termination_message(text: str, termination_log: Path) -> None:
-    """Write `text` where the kubelet looks for it, if it does."""
-    # Never made: outside a container there is nobody to read it.
+    """Write `text` where the kubelet reads it.
+
+    The file is never created: outside a container nothing reads it.
+    """
     with contextlib.suppress(OSError), termination_log.open("r+b") as file:
         file.truncate()
         file.write(shorten(text, _TERMINATION_OCTETS))
@@ -262,29 +360,48 @@ def shorten(text: str, limit: int) -> bytes:
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
+    version = f"egress-proxy {__version__}"
     parser = argparse.ArgumentParser(
         prog="egress-proxy",
         description="An egress router for pods: one reserved source address, fixed destinations.",
     )
-    parser.add_argument("--version", action="version", version=f"egress-proxy {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="init | run | hold | check")
-    for command, variables in (
-        (init, init_settings.VARIABLES),
-        (run, environment.VARIABLES),
-        (hold, hold_variables.VARIABLES),
-        (check, ()),
-    ):
+    parser.add_argument("--version", action="version", version=version)
+    commands: dict[str, Callable[[argparse.Namespace, Mapping[str, str]], None]] = {
+        "init": init,
+        "run": run,
+        "hold": hold,
+        "check": check,
+        "status": status,
+        "signal": signal_daemon,
+    }
+    subparsers = parser.add_subparsers(required=True, metavar=" | ".join(commands), dest="name")
+    for name, command in commands.items():
         summary = (command.__doc__ or "").strip()
-        subparser = commands.add_parser(
-            command.__name__,
+        subparser = subparsers.add_parser(
+            name,
             help=summary,
             description=summary,
-            epilog=_explain(variables, environ),
+            epilog=explain(_VARIABLES.get(name, ()), environ),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        # An image's entry point ends with a command: arguments come after it.
+        subparser.add_argument("--version", action="version", version=version)
         subparser.set_defaults(command=command)
         if command is check:
             _add_options_of_check(subparser)
+        if command in {check, status}:
+            subparser.add_argument(
+                "--output",
+                choices=("text", "json"),
+                default="text",
+                help="text for a person, or JSON for a program",
+            )
+        if command is signal_daemon:
+            subparser.add_argument(
+                "action",
+                choices=("reload", "debug"),
+                help="reload: read the destinations again; debug: toggle EGRESS_DNS_PROXY_DEBUG",
+            )
     return parser
 
 
@@ -292,36 +409,15 @@ def _add_options_of_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--offline",
         action="store_true",
-        help="judge the text alone: no names, no interfaces",
+        help="validate only the text: no names, no interfaces",
     )
     parser.add_argument(
         "--connect",
         action="store_true",
-        help="connect to every address of every destination too",
-    )
-    parser.add_argument(
-        "--output",
-        choices=("text", "json"),
-        default="text",
-        help="a table for a person, or JSON for a program",
+        help="also connect to every address of every destination",
     )
     parser.add_argument(
         "--show-settings",
         action="store_true",
-        help="print what each variable holds, and nothing else",
+        help="print the value of each variable, and nothing else",
     )
-
-
-def _explain(variables: Iterable[Variable[Any]], environ: Mapping[str, str]) -> str:
-    entries = []
-    for variable in variables:
-        default = "" if variable.default is None else f" [{variable.default or 'empty'}]"
-        text = environ.get(variable.name, "").strip()
-        now = f" = {quote(text)}" if text else ""
-        entries.append(
-            f"  {variable.name}{default}{now}\n"
-            + textwrap.indent(textwrap.fill(variable.meaning), " " * 6)
-        )
-    if not entries:
-        return ""
-    return "environment variables [and their defaults] = what they hold now:\n" + "\n".join(entries)

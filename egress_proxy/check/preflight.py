@@ -1,8 +1,8 @@
-"""What `egress-proxy check` finds out about `run` beyond its text; it changes nothing.
+"""What `egress-proxy check` finds out about `run` beyond its preconditions; it changes nothing.
 
-It looks at the source address, asks for the names, knocks at the gateway, sees whether the ports
-are free, and, when asked to, connects to each address of each destination from the source address
-that `run` would use. Each finding that is not good has its cure.
+It probes the gateway, tries whether the ports are free, looks the names up, and, with `--connect`,
+connects to each address of each destination from the source address that `run` would use. A
+finding that is not good has its cure where there is one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 from egress_proxy.check.report import Finding
 from egress_proxy.config.run_variables import DESTINATION
+from egress_proxy.control import admin_client
 from egress_proxy.dns.resolver import LookupFailedError, Resolver
+from egress_proxy.errors import PlatformError
 from egress_proxy.ip import family_of
-from egress_proxy.pod import addresses
-from egress_proxy.pod.address_monitor import (
-    choose_listen_points,
-    choose_sources,
-    families_to_ask_for,
-)
+from egress_proxy.pod.address_monitor import choose_sources, families_to_ask_for
+from egress_proxy.pod.addresses import pod_network_addresses
+from egress_proxy.pod.preconditions import listeners, policy_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,56 +30,54 @@ if TYPE_CHECKING:
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
     from egress_proxy.ip import Address
-    from egress_proxy.pod.addresses import ListenPoint
+    from egress_proxy.pod.facts import Pod
 
-# A gateway that is there answers for its discard port (RFC 863), if only with a RST.
+# The discard port (RFC 863): a gateway answers a connection to it, if only with a RST.
 _GATEWAY_PORT = 9
-# The kernel gives up on a neighbour after three questions, a second each (arp(7)).
+# The kernel gives up on a neighbour after three requests, one per second (arp(7)).
 _GATEWAY_TIMEOUT_S = 5.0
 
 _CONNECT_CURES = {
     errno.ECONNREFUSED: "nothing listens there: check the remote port, and the service",
-    errno.EHOSTUNREACH: "no answer from the next hop: check EGRESS_GATEWAY and the VLAN",
-    errno.ENETUNREACH: "there is no route: check that init has run",
-    errno.ETIMEDOUT: "a firewall may drop it: let the source address through",
+    errno.EHOSTUNREACH: "no router answers, or one says that there is no such host: check the "
+    "address, EGRESS_GATEWAY and the VLAN",
+    errno.ENETUNREACH: "this pod or a router on the way has no route: check that init has run, "
+    "then the network behind the gateway",
+    errno.ETIMEDOUT: "a firewall may drop it: allow the source address",
     errno.EADDRNOTAVAIL: "the source address is not on this pod: check that init has run",
 }
 
 
 async def examine(
-    settings: Settings, gateways: Iterable[Address], *, connect: bool
+    settings: Settings, pod: Pod, gateways: Iterable[Address], *, connect: bool
 ) -> list[Finding]:
-    """Everything about `run`. Raises `PlatformError` when there is no source address."""
-    interfaces = addresses.read_interfaces()
-    sources = choose_sources(settings, interfaces)
-    inside = addresses.listen_points(interfaces, settings.interface, by_device=False)
-    points = choose_listen_points(settings, inside)
+    """Everything that `run` meets beyond its preconditions, which must hold."""
+    sources = choose_sources(settings, pod)
     findings = [
         Finding(
             subject="source",
             state="good",
-            detail=", ".join(sources.values()) or "what the kernel chooses",
+            detail=", ".join(sources.values())
+            or "any: the kernel chooses, there is no reserved address",
         )
     ]
-    findings += await asyncio.gather(*(_knock(gateway, sources) for gateway in gateways))
+    findings += await asyncio.gather(*(_probe_gateway(gateway, sources) for gateway in gateways))
+    findings += _listener_findings(settings, pod)
     resolver = Resolver(
         settings.nameservers,
-        families_to_ask_for(sources, interfaces),
-        local_addresses=addresses.pod_network_addresses(interfaces, settings.interface),
+        families_to_ask_for(sources, pod.interfaces),
+        local_addresses=pod_network_addresses(pod.interfaces, settings.interface),
     )
+    policy = policy_in(settings, pod)
     try:
         for destination, (found, finding) in zip(
             settings.destinations,
             await asyncio.gather(
-                *(
-                    _resolve(resolver, destination, settings.address_policy)
-                    for destination in settings.destinations
-                )
+                *(_resolve(resolver, destination, policy) for destination in settings.destinations)
             ),
             strict=True,
         ):
             findings.append(finding)
-            findings += _port_findings(destination, points)
             if connect:
                 findings += await _connect(destination, found, sources, settings.connect_timeout_s)
     finally:
@@ -91,7 +88,7 @@ async def examine(
 async def _resolve(
     resolver: Resolver, destination: Destination, policy: AddressPolicy
 ) -> tuple[Sequence[Address], Finding]:
-    """The addresses of `destination`, and what there is to say of them."""
+    """The usable addresses of `destination`, and the finding about them."""
     subject = f"{destination.port} -> {destination}"
     host = destination.host
     if not isinstance(host, str):
@@ -103,7 +100,7 @@ async def _resolve(
             subject=subject,
             state="failed",
             detail=f"{host} does not resolve: {error}",
-            cure=f"check the name in {DESTINATION.name}, and the pod's DNS",
+            cure=f"correct the name in {DESTINATION.name}, or the pod's DNS",
         )
     usable = [
         address
@@ -114,8 +111,8 @@ async def _resolve(
         return (), Finding(
             subject=subject,
             state="failed",
-            detail=f"{host} leads only to addresses that are never connected to",
-            cure="let the zone's owner correct the record",
+            detail=f"{host} has only addresses that are never connected to",
+            cure="ask the owner of the DNS zone to correct the record",
         )
     told = ", ".join(map(str, usable))
     return usable, Finding(
@@ -123,23 +120,50 @@ async def _resolve(
     )
 
 
-def _port_findings(destination: Destination, points: Iterable[ListenPoint]) -> list[Finding]:
+def _listener_findings(settings: Settings, pod: Pod) -> list[Finding]:
+    """Ports that can't be bound, unless a running `egress-proxy run` has them."""
+    refused = [
+        (listener, error)
+        for listener in listeners(settings, pod)
+        if (error := listener.try_to_bind()) is not None
+    ]
+    if not refused:
+        return []
+    served = _served_ports(settings)
     findings = []
-    for point in points:
-        try:
-            point.bind(destination.port).close()
-        except OSError as error:
-            findings.append(
-                Finding(
-                    subject=f"port {destination.port}",
-                    state="warning",
-                    detail=f"can't listen on {point.address}: {error.strerror}",
-                    cure="all is well if it is a running egress-proxy that has it"
-                    if error.errno == errno.EADDRINUSE
-                    else "see the sysctls and EGRESS_DNS_PROXY_LISTEN in the README",
-                )
+    if served:
+        findings.append(
+            Finding(
+                subject="ports",
+                state="good",
+                detail="egress-proxy run is running in this pod and has them",
             )
+        )
+    for listener, error in refused:
+        if error.errno == errno.EADDRINUSE and listener.port in served:
+            continue
+        problem = listener.problem(error)
+        findings.append(
+            Finding(
+                subject=f"port {listener.port}",
+                state="failed",
+                detail=problem.reason,
+                cure=problem.cure,
+            )
+        )
     return findings
+
+
+def _served_ports(settings: Settings) -> frozenset[int]:
+    """The ports of the `egress-proxy run` that runs in this pod; empty when none answers."""
+    if settings.admin_listen is None:
+        return frozenset()
+    try:
+        page = admin_client.fetch(settings.admin_listen)
+    except PlatformError:
+        return frozenset()
+    ports = {destination.listener for destination in page.status.destinations}
+    return frozenset({settings.admin_listen.port, *ports})
 
 
 async def _connect(
@@ -160,7 +184,7 @@ async def _connect(
                     subject=subject,
                     state="failed",
                     detail=os.strerror(error_number),
-                    cure=_CONNECT_CURES.get(error_number, "see the reason"),
+                    cure=_CONNECT_CURES.get(error_number, ""),
                 )
             )
         else:
@@ -171,8 +195,11 @@ async def _connect(
     return findings
 
 
-async def _knock(gateway: Address, sources: dict[int, str]) -> Finding:
-    """Whether `gateway` is there: any answer is a good one, and so is none but the neighbour's."""
+async def _probe_gateway(gateway: Address, sources: dict[int, str]) -> Finding:
+    """Whether `gateway` is there.
+
+    Any TCP answer proves it, and so does silence once ARP or ND has answered.
+    """
     error_number = await _try(gateway, _GATEWAY_PORT, sources, _GATEWAY_TIMEOUT_S)
     if error_number in _CONNECT_CURES and error_number not in (
         errno.ECONNREFUSED,
@@ -184,11 +211,11 @@ async def _knock(gateway: Address, sources: dict[int, str]) -> Finding:
             detail=f"{gateway}: {os.strerror(error_number)}",
             cure=_CONNECT_CURES[error_number],
         )
-    return Finding(subject="gateway", state="good", detail=f"{gateway} is there")
+    return Finding(subject="gateway", state="good", detail=f"{gateway} answers")
 
 
 async def _try(address: Address, port: int, sources: dict[int, str], timeout_s: float) -> int:
-    """Connect from the source address, and hang up; the error number, or 0."""
+    """Connect from the source address, and close; the error number, or 0."""
     family = family_of(address)
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
         try:

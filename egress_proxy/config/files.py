@@ -8,6 +8,7 @@ process waiting.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
@@ -86,6 +87,21 @@ class OffLoop:
                 return await asyncio.wrap_future(future)
         except TimeoutError:
             raise _too_slow() from None
+
+
+class VersionedFile:
+    """A file that may be replaced at any time; `first` is its version at the start."""
+
+    def __init__(self, path: str, off_loop: OffLoop) -> None:
+        self._path = path
+        self._off_loop = off_loop
+        self.first: Version = None
+        with contextlib.suppress(OSError):
+            self.first = in_time(lambda: file_version(path))
+
+    async def version(self) -> Version:
+        """The version now. Raises `OSError` when the file system does not answer."""
+        return await self._off_loop.call(lambda: file_version(self._path))
 
 
 def _too_slow() -> OSError:

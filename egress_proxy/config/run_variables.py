@@ -12,8 +12,6 @@ from egress_proxy.config import variables
 from egress_proxy.config.variables import RefusedError, Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from egress_proxy.ip import Address
 
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]*)):(?P<port>[0-9]{1,5})", re.ASCII)
@@ -24,6 +22,10 @@ class AdminListen(NamedTuple):
 
     address: Address | None
     port: int
+
+    def __str__(self) -> str:
+        host = "" if self.address is None else str(self.address)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 def _parse_text(text: str) -> str:
@@ -263,8 +265,3 @@ VARIABLES: tuple[Variable[Any], ...] = (
     ADMIN_LISTEN,
     ADMIN_SESSIONS,
 )
-
-
-def unknown_names(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """A warning for each variable that looks like one of `run` and is none."""
-    return variables.unknown_names(environ, (variable.name for variable in VARIABLES))

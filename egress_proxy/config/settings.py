@@ -10,7 +10,7 @@ from egress_proxy.config import destinations, files, known_mistakes, variables
 from egress_proxy.config import run_variables as environment
 from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.run_variables import ADMIN_LISTEN, DESTINATION, DESTINATION_FILE
-from egress_proxy.errors import ConfigurationError, Problem
+from egress_proxy.errors import ConfigurationError, PlatformError, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -134,12 +134,16 @@ async def reread_destinations(
     policy: AddressPolicy,
     admin_listen: AdminListen | None,
 ) -> tuple[Destination, ...]:
-    """`read_destinations` for a running event loop, which is never held for long."""
+    """`read_destinations` for a running event loop, which is never held for long.
+
+    Raises `ConfigurationError`, and `PlatformError` when the file can't be read.
+    """
     source = _Source(environ)
     try:
         text = source.decode(await off_loop.call(source.read))
     except OSError as error:
-        raise source.unreadable(error) from None
+        # Not the text's fault: it is read again.
+        raise PlatformError(*source.unreadable(error).problems) from None
     found = await destinations.parse_destinations_in_slices(
         text, variable=source.variable.name, policy=policy
     )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 from egress_proxy.errors import ConfigurationError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from egress_proxy.ip import Address, Network
 
@@ -29,6 +29,12 @@ T = TypeVar("T")
 LogFormat = Literal["console", "json", ""]
 
 PREFIX = "EGRESS_DNS_PROXY_"
+_OURS = "EGRESS_"
+# What Kubernetes sets for a Service whose name starts with egress, in every pod of its namespace.
+_OF_KUBERNETES = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_[A-Z0-9_]+)?$"
+    r"|_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
+)
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)?", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
@@ -120,19 +126,33 @@ class Reader:
             raise ConfigurationError(*self.problems)
 
 
-def unknown_names(environ: Mapping[str, str], known: Iterable[str]) -> tuple[str, ...]:
-    """A warning for each variable that starts with `PREFIX` and is not `known`."""
-    # Compared without the prefix, which would make all of them look alike.
-    by_suffix = {name.removeprefix(PREFIX): name for name in sorted(known)}
-    warnings = []
-    for name in sorted(environ):
-        suffix = name.removeprefix(PREFIX)
-        if suffix == name or suffix in by_suffix:
-            continue
-        nearest = difflib.get_close_matches(suffix.upper(), by_suffix, n=1, cutoff=_NEAR)
-        hint = f"did you mean {by_suffix[nearest[0]]}?" if nearest else "see --help for known ones"
-        warnings.append(f"{name}: unknown variable, ignored; {hint}")
-    return tuple(warnings)
+def unknown_names(environ: Mapping[str, str], known: Collection[str]) -> tuple[Problem, ...]:
+    """A warning for each variable of ours that does not exist, with the nearest known name."""
+    return tuple(
+        Problem(variable=name, reason="unknown variable, ignored", cure=_nearest(name, known))
+        for name in sorted(environ)
+        if name.startswith(_OURS) and name not in known and not _OF_KUBERNETES.search(name)
+    )
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    def likeness(candidate: str) -> tuple[float, bool]:
+        """Without their prefixes, which would make all names alike; the same prefix decides."""
+        pairs = [(_bare(name), _bare(candidate))]
+        if not name.startswith(PREFIX):
+            # The prefix itself may be misspelt.
+            pairs.append((name.removeprefix(_OURS), candidate.removeprefix(_OURS)))
+        ratio = max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return ratio, name.startswith(PREFIX) == candidate.startswith(PREFIX)
+
+    nearest = max(sorted(known), key=likeness, default="")
+    if not nearest or likeness(nearest)[0] < _NEAR:
+        return "see --help for known ones"
+    return f"did you mean {nearest}?"
+
+
+def _bare(name: str) -> str:
+    return name.upper().removeprefix(PREFIX).removeprefix(_OURS)
 
 
 def parse_flag(text: str) -> bool:

@@ -36,7 +36,7 @@ _ATTACHMENT = (
 def unmet_preconditions(state: State, settings: InitSettings) -> tuple[Problem, ...]:
     """Everything because of which init would fail, without trying it."""
     link = state.link(settings.interface)
-    problems = [*_capability_problems(state)]
+    problems = [*capability_problems(state)]
     if link is None or link.loopback or len(link.mac) != _MAC_CHARACTERS:
         problems.append(_interface_problem(state, settings.interface))
         return tuple(problems)
@@ -49,7 +49,8 @@ def unmet_preconditions(state: State, settings: InitSettings) -> tuple[Problem, 
     return tuple(problems)
 
 
-def _capability_problems(state: State) -> Iterator[Problem]:
+def capability_problems(state: State) -> Iterator[Problem]:
+    """What keeps init from changing anything; a check that changes nothing does without."""
     for name in state.missing_capabilities:
         yield Problem(
             reason=f"init has no capability {name}",

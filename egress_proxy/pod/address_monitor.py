@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.settings import Settings
     from egress_proxy.ip import Address
-    from egress_proxy.pod.addresses import Interfaces, ListenPoint
+    from egress_proxy.pod.addresses import Interfaces, InterfaceState, ListenPoint
+    from egress_proxy.pod.facts import Pod
 
-    ReadState = Callable[[], tuple[Interfaces, frozenset[str]]]
+    ReadState = Callable[[], InterfaceState]
 
 # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 _GROUPS = 0x1 | 0x10 | 0x100
@@ -37,11 +38,6 @@ _GROUPS = 0x1 | 0x10 | 0x100
 _MESSAGE = 4096
 # When reading the state fails, it is read again after so long.
 _RETRY_S = 1.0
-
-
-def read_interface_state() -> tuple[Interfaces, frozenset[str]]:
-    """All interfaces with their addresses, and those that are down."""
-    return addresses.read_interfaces(), addresses.read_down_interfaces()
 
 
 class AddressMonitor:
@@ -56,7 +52,7 @@ class AddressMonitor:
         loop: asyncio.AbstractEventLoop,
         sources: dict[int, str],
         observer: Observer,
-        read_interface_state: ReadState = read_interface_state,
+        read_interface_state: ReadState = addresses.read_interface_state,
     ) -> None:
         self._loop = loop
         self._sources = sources
@@ -64,6 +60,8 @@ class AddressMonitor:
         self._read = read_interface_state
         self._problems = dict.fromkeys(sources.values(), "")
         self._own: frozenset[Address] = frozenset()
+        # The network and broadcast addresses of the pod's networks.
+        self.reserved: frozenset[Address] = frozenset()
         self._events: socket.socket | None = None
         self._retry: asyncio.TimerHandle | None = None
         self.on_change: Callable[[], None] | None = None
@@ -125,7 +123,7 @@ class AddressMonitor:
 
     def refresh(self) -> None:
         """Read the state and report what has changed. Raises `OSError` when reading fails."""
-        interfaces, down = self._read()
+        interfaces, down, self.reserved = self._read()
         own = frozenset(chain.from_iterable(interfaces.values()))
         if own != self._own:
             self._own = own
@@ -156,7 +154,7 @@ def _problem(address: str, interfaces: Interfaces, down: frozenset[str]) -> str:
     return ""
 
 
-def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]:
+def choose_sources(settings: Settings, pod: Pod) -> dict[int, str]:
     """The source address of each family; empty when the kernel chooses.
 
     Raises `PlatformError` when the wanted one is not there.
@@ -165,11 +163,11 @@ def choose_sources(settings: Settings, interfaces: Interfaces) -> dict[int, str]
         return {}
     if settings.source == "auto":
         chosen = addresses.source_addresses(
-            interfaces, settings.interface, SOURCE.name, addresses.read_autoconfigured_addresses()
+            pod.interfaces, settings.interface, SOURCE.name, pod.autoconfigured
         )
     else:
         chosen = settings.source
-        present = {address for entries in interfaces.values() for address in entries}
+        present = {address for entries in pod.interfaces.values() for address in entries}
         missing = [address for address in chosen if address not in present]
         if missing:
             raise PlatformError(

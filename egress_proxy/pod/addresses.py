@@ -17,7 +17,7 @@ from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.ip import family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from egress_proxy.ip import Address
 
@@ -45,6 +45,45 @@ def read_interfaces(
         )
         for name, entries in ask().items()
     }
+
+
+class InterfaceState(NamedTuple):
+    """All interfaces with their addresses, and the names of those that are down.
+
+    `reserved` are the network and broadcast addresses of their networks.
+    """
+
+    interfaces: Interfaces
+    down: frozenset[str] = frozenset()
+    reserved: frozenset[Address] = frozenset()
+
+
+def read_interface_state() -> InterfaceState:
+    """The state now. Raises `OSError`."""
+    return InterfaceState(read_interfaces(), read_down_interfaces(), read_reserved_addresses())
+
+
+def read_reserved_addresses(
+    ask: Callable[[], Mapping[str, Sequence[Any]]] = psutil.net_if_addrs,
+) -> frozenset[Address]:
+    """The network and broadcast addresses of all networks of the pod: no host has one."""
+    found: set[Address] = set()
+    for entries in ask().values():
+        for entry in entries:
+            if entry.family in _FAMILIES and entry.netmask:
+                found.update(_reserved(entry.address.partition("%")[0], entry.netmask))
+    return frozenset(found)
+
+
+def _reserved(address: str, netmask: str) -> Iterator[Address]:
+    if ":" in netmask:
+        netmask = str(int(ipaddress.IPv6Address(netmask)).bit_count())
+    network = ipaddress.ip_network(f"{address}/{netmask}", strict=False)
+    # A network of one or two addresses has none to spare (RFC 3021, RFC 6164).
+    if network.prefixlen < network.max_prefixlen - 1:
+        yield network.network_address
+        if network.version == 4:  # noqa: PLR2004 - IPv6 has no broadcast
+            yield network.broadcast_address
 
 
 def read_down_interfaces(

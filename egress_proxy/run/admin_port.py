@@ -41,7 +41,9 @@ class AdminPort:
                 # asyncio wants the class that wraps the plain one.
                 self._sockets.append(socket.socket(fileno=point.bind(port).detach()))
             except OSError as error:
-                problems.append(bind_problem(ADMIN_LISTEN.name, port, point.address, error))
+                problems.append(
+                    bind_problem(ADMIN_LISTEN.name, str(self._wanted), point.address, error)
+                )
         return problems
 
     async def serve(self, source: StatusSource) -> None:

@@ -16,8 +16,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__
+from egress_proxy.config.files import OffLoop, VersionedFile
 from egress_proxy.config.run_variables import DESTINATION_FILE
-from egress_proxy.config.settings import read_destinations
+from egress_proxy.config.settings import reread_destinations
 from egress_proxy.dns.resolver import Resolver
 from egress_proxy.errors import PlatformError
 from egress_proxy.events import (
@@ -34,16 +35,16 @@ from egress_proxy.events import (
 )
 from egress_proxy.forwarding.admission import Admission
 from egress_proxy.forwarding.data_plane import DataPlane
-from egress_proxy.forwarding.descriptors import raise_descriptor_limit, share_descriptors
 from egress_proxy.forwarding.health_checks import HealthChecks
 from egress_proxy.forwarding.race import Connector
-from egress_proxy.pod import addresses
 from egress_proxy.pod.address_monitor import (
     AddressMonitor,
     choose_listen_points,
     choose_sources,
     families_to_ask_for,
 )
+from egress_proxy.pod.addresses import pod_network_addresses
+from egress_proxy.pod.descriptors import share_descriptors
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
 from egress_proxy.relay.timer_wheel import TimerWheel
@@ -59,8 +60,8 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
-    from egress_proxy.forwarding.descriptors import DescriptorBudget
-    from egress_proxy.pod.addresses import Interfaces
+    from egress_proxy.pod.descriptors import DescriptorBudget
+    from egress_proxy.pod.facts import Pod
 
 # After SIGTERM clients still come until every node knows that the pod is terminating.
 _WITHDRAWAL_S = 2.0
@@ -94,9 +95,7 @@ class Shutdown:
 class Daemon:
     """Everything that one process runs."""
 
-    def __init__(
-        self, settings: Settings, interfaces: Interfaces, log: Log, environ: Mapping[str, str]
-    ) -> None:
+    def __init__(self, settings: Settings, pod: Pod, log: Log, environ: Mapping[str, str]) -> None:
         """Raise `PlatformError` when there is no source address or no room for connections.
 
         A reload reads the destinations from `environ`, or the file it names.
@@ -109,14 +108,12 @@ class Daemon:
         self._log = log
         counters = Counters()
         self._observer = Observers(log, counters)
-        sources = choose_sources(settings, interfaces)
+        sources = choose_sources(settings, pod)
         # Where the cluster reaches the pod, and the LAN does not.
-        inside = addresses.listen_points(
-            interfaces, settings.interface, by_device=addresses.can_listen_by_device()
-        )
+        inside = pod.inside(settings.interface)
         self._listen = choose_listen_points(settings, inside)
         self._admin_port = AdminPort(settings.admin_listen, inside)
-        self._descriptors = raise_descriptor_limit()
+        self._descriptors = pod.descriptors
         budget = self._budget(settings.destinations)
 
         def report(error: Exception) -> None:
@@ -135,8 +132,8 @@ class Daemon:
         loop.set_exception_handler(self._supervisor.handle_loop_exception)
         self._resolver = Resolver(
             settings.nameservers,
-            families_to_ask_for(sources, interfaces),
-            local_addresses=addresses.pod_network_addresses(interfaces, settings.interface),
+            families_to_ask_for(sources, pod.interfaces),
+            local_addresses=pod_network_addresses(pod.interfaces, settings.interface),
         )
         self._address_monitor = AddressMonitor(loop, sources, self._observer)
         admin = settings.admin_listen
@@ -164,11 +161,13 @@ class Daemon:
             counters=counters,
             log=log,
         )
+        self._off_loop = OffLoop()
+        path = environ.get(DESTINATION_FILE.name, "").strip()
         self._reload = Reload(
             self._read_destinations,
             self._change,
             self._observer,
-            environ.get(DESTINATION_FILE.name, "").strip(),
+            VersionedFile(path, self._off_loop) if path else None,
         )
 
     def reload(self) -> None:
@@ -192,9 +191,10 @@ class Daemon:
         listeners = len(destinations) * len(self._listen)
         return share_descriptors(self._descriptors, listeners, self._settings.max_connections)
 
-    def _read_destinations(self) -> Sequence[Destination]:
-        return read_destinations(
+    async def _read_destinations(self) -> Sequence[Destination]:
+        return await reread_destinations(
             self._environ,
+            self._off_loop,
             policy=self._settings.address_policy,
             admin_listen=self._settings.admin_listen,
         )
@@ -231,6 +231,8 @@ class Daemon:
             forwarders = []
             problems += error.problems
         if problems:
+            for forwarder in forwarders:
+                forwarder.close()
             raise PlatformError(*problems)
         self._observer.observe(
             DaemonStarted(

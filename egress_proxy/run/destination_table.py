@@ -108,7 +108,7 @@ class DestinationTable:
                     problems.append(
                         bind_problem(
                             self._settings.destinations_from,
-                            destination.port,
+                            str(destination.port),
                             point.address,
                             error,
                             line=destination.line,
@@ -138,7 +138,7 @@ class DestinationTable:
 
     def set_own_addresses(self, own: frozenset[Address]) -> None:
         """Connect to no listener of ours by any of `own`, the addresses that the pod has now."""
-        self._policy = replace(self._policy, own=own)
+        self._policy = replace(self._policy, own=own, reserved=self._address_monitor.reserved)
         self._reapply_policy()
 
     def _reapply_policy(self) -> None:

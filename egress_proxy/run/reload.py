@@ -15,9 +15,8 @@ path, and a kubelet takes a minute to update a volume in any case.
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.errors import EgressProxyError, PlatformError, Problem
 from egress_proxy.events import ConfigRejected, ConfigReloaded, DaemonDefect, Observer
@@ -26,23 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from egress_proxy.config.destinations import Destination
+    from egress_proxy.config.files import Version
 
 POLL_S = 1.0
 # Destinations that the pod can't take are tried again after so long, doubled each time.
 RETRY_FIRST_S = 1.0
 RETRY_LAST_S = 30.0
-
-# What stat(2) says of a file; None while there is none.
-Look = tuple[int, int, int, int] | None
-
-
-def file_version(path: str) -> Look:
-    """Something that is different whenever the file behind `path` is."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - it is about descriptors' worth of a call, not paths
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +58,36 @@ def compare(before: Mapping[int, Destination], after: Iterable[Destination]) -> 
     return Difference(tuple(added), tuple(changed), tuple(left), unchanged)
 
 
+class Watched(Protocol):
+    """A file that may be replaced; `first` is the version from before it was read."""
+
+    @property
+    def first(self) -> Version: ...
+
+    async def version(self) -> Version:
+        """The version now. Raises `OSError` when the file system does not answer."""
+
+
 class Reload:
-    """Reads with `read` and applies with `apply`; `path` is watched, if there is one."""
+    """Reads with `read` and applies with `apply`; `file` is watched, if there is one."""
 
     def __init__(
         self,
-        read: Callable[[], Sequence[Destination]],
+        read: Callable[[], Awaitable[Sequence[Destination]]],
         apply: Callable[[Sequence[Destination]], Awaitable[ConfigReloaded]],
         observer: Observer,
-        path: str,
+        file: Watched | None,
         *,
         poll_s: float = POLL_S,
-        look: Callable[[str], Look] = file_version,
     ) -> None:
         self._read = read
         self._apply = apply
         self._observer = observer
-        self._path = path
+        self._file = file
         self._poll_s = poll_s
-        self._look = look
         self._requested = asyncio.Event()
         # Before the file is read for the first time: a change meanwhile is not missed.
-        self._in_force = look(path) if path else None
+        self._in_force = file.first if file else None
         # Set while a reload that was rejected by the pod is to be tried again.
         self._retry_at: float | None = None
         self._retry_s = RETRY_FIRST_S
@@ -107,7 +103,7 @@ class Reload:
         seen = self._in_force
         while True:
             requested = await self._wait()
-            now = self._look(self._path) if self._path else None
+            now = await self._look(seen)
             settled, seen = now == seen, now
             retry = self._retry_at is not None and loop.time() >= self._retry_at
             if requested or retry or (settled and now != self._in_force):
@@ -117,9 +113,18 @@ class Reload:
                     # A storm of signals is one more reload, not hundreds.
                     await asyncio.sleep(self._poll_s)
 
+    async def _look(self, seen: Version) -> Version:
+        """The file's version; while the file system does not answer, the one that was `seen`."""
+        if self._file is None:
+            return None
+        try:
+            return await self._file.version()
+        except OSError:
+            return seen
+
     async def _wait(self) -> bool:
         """Wait until it is time to look again; whether somebody requested it."""
-        timeout_s = self._poll_s if self._path or self._retry_at is not None else None
+        timeout_s = self._poll_s if self._file or self._retry_at is not None else None
         try:
             async with asyncio.timeout(timeout_s):
                 await self._requested.wait()
@@ -131,7 +136,7 @@ class Reload:
     async def _reload(self) -> None:
         self._retry_at = None
         try:
-            event = await self._apply(self._read())
+            event = await self._apply(await self._read())
         except PlatformError as error:
             self._retry_at = asyncio.get_running_loop().time() + self._retry_s
             self._retry_s = min(2 * self._retry_s, RETRY_LAST_S)

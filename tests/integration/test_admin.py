@@ -333,7 +333,7 @@ async def test_a_port_that_can_not_be_had_is_told_and_nothing_is_kept() -> None:
         admin_port = AdminPort(AdminListen(None, port), inside)
         [problem] = admin_port.bind()
         assert str(problem) == (
-            f"EGRESS_DNS_PROXY_ADMIN_LISTEN: '{port}': can't listen on 127.0.0.1: Address already "
+            f"EGRESS_DNS_PROXY_ADMIN_LISTEN: ':{port}': can't listen on 127.0.0.1: Address already "
             "in use; another process of the pod listens there: use another port"
         )
         await admin_port.stop()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.config.destinations import Destination
+from egress_proxy.config.files import OffLoop, Version, VersionedFile
 from egress_proxy.errors import ConfigurationError, Problem
 from egress_proxy.events import ConfigRejected, ConfigReloaded, Event
-from egress_proxy.run.reload import Look, Reload
+from egress_proxy.run.reload import Reload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -29,14 +30,15 @@ class Watched:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._records: asyncio.Queue[Event] = asyncio.Queue()
-        self.reload = Reload(self._read, self._apply, self, str(path), poll_s=POLL_S)
+        file = VersionedFile(str(path), OffLoop())
+        self.reload = Reload(self._read, self._apply, self, file, poll_s=POLL_S)
 
     def observe(self, record: Event) -> None:
         self._records.put_nowait(record)
 
-    def _read(self) -> Sequence[Destination]:
+    async def _read(self) -> Sequence[Destination]:
         try:
-            words = self.path.read_text().split()
+            words = (await asyncio.to_thread(self.path.read_text)).split()
         except OSError as error:
             raise ConfigurationError(Problem(reason=str(error.strerror))) from None
         if "wrong" in words:
@@ -133,11 +135,12 @@ async def test_who_asks_is_answered_although_nothing_has_changed(tmp_path: Path)
 class Looks:
     """What a file looks like, look by look; the last look is for ever."""
 
-    def __init__(self, *looks: Look) -> None:
+    def __init__(self, *looks: Version) -> None:
         self._looks = list(looks)
+        self.first = self._looks.pop(0)
         self.seen = asyncio.Event()
 
-    def __call__(self, _path: str) -> Look:
+    async def version(self) -> Version:
         if len(self._looks) > 1:
             return self._looks.pop(0)
         self.seen.set()
@@ -160,11 +163,11 @@ A, B, C = ((1, number, 1, 1) for number in range(3))
         ((A, None, None, None), 1),
     ],
 )
-async def test_a_file_is_read_once_it_has_settled(looks: tuple[Look, ...], reads: int) -> None:
+async def test_a_file_is_read_once_it_has_settled(looks: tuple[Version, ...], reads: int) -> None:
     seen = Looks(*looks)
     count = 0
 
-    def read() -> Sequence[Destination]:
+    async def read() -> Sequence[Destination]:
         nonlocal count
         count += 1
         return ()
@@ -172,7 +175,7 @@ async def test_a_file_is_read_once_it_has_settled(looks: tuple[Look, ...], reads
     async def apply(_: Sequence[Destination]) -> ConfigReloaded:
         return ConfigReloaded(added=(), changed=(), removed=(), unchanged=0)
 
-    reload = Reload(read, apply, Nobody(), "file", poll_s=0.001, look=seen)
+    reload = Reload(read, apply, Nobody(), seen, poll_s=0.001)
     task = asyncio.create_task(reload.run(), name="reload")
     for _ in range(2):
         # The last look is taken once more, and what it leads to has happened then.

@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from egress_proxy.forwarding.descriptors import raise_descriptor_limit
+from egress_proxy.pod.descriptors import raise_descriptor_limit
 from tests.support.lab import EGRESS_PROXY
 from tests.support.network import Namespace
 from tests.support.session import Session

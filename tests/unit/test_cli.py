@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,8 +12,8 @@ import pytest
 
 from egress_proxy import __version__
 from egress_proxy.cli import main, shorten
+from egress_proxy.config import hold_variables, sources
 from egress_proxy.config import run_variables as environment
-from egress_proxy.config import sources
 from egress_proxy.config.variables import PREFIX as P
 from egress_proxy.init import settings as init_settings
 
@@ -34,7 +35,10 @@ NO_HOST = (
 )
 NO_PORT = f"{P}DESTINATION line 2: '0': the listening port is out of range; use 1 to 65535"
 MISSPELT = f"warning: {P}DESTINATIONS: unknown variable, ignored; did you mean {P}DESTINATION?"
+MISSPELT_SOURCE = "warning: EGRESS_SOURCES: unknown variable, ignored; did you mean EGRESS_SOURCE?"
 GOOD_INIT = "good init the configuration is good"
+NO_INIT = "skipped init not validated: EGRESS_SOURCE and EGRESS_GATEWAY are not set"
+NO_RUN = f"skipped run not validated: {P}DESTINATION and {P}DESTINATION_FILE are not set"
 GOOD_RUN = "good run the configuration is good"
 # An interface that no machine has: its name is longer than one can be typed by chance.
 NO_INTERFACE = "nosuchinterface"
@@ -52,28 +56,50 @@ def termination_log(tmp_path: Path) -> Path:
     ("command", "environ", "ended"),
     [
         ("check --offline", {**INIT, **RUN}, (0, [GOOD_INIT, GOOD_RUN], [])),
-        ("check --offline", INIT, (0, [GOOD_INIT], [])),
-        ("check --offline", RUN, (0, [GOOD_RUN], [])),
-        ("check --offline", {}, (2, [], [NO_SOURCE, NO_GATEWAY, NO_DESTINATION])),
+        ("check --offline", INIT, (0, [GOOD_INIT, NO_RUN], [])),
+        ("check --offline", RUN, (0, [NO_INIT, GOOD_RUN], [])),
+        (
+            "check --offline",
+            {},
+            (
+                2,
+                ["failed init 2 problems", "failed run 1 problem"],
+                [NO_SOURCE, NO_GATEWAY, NO_DESTINATION],
+            ),
+        ),
         (
             "check --offline",
             {"EGRESS_SOURCE": "192.0.2.99", f"{P}DESTINATION": "80 localhost\n0 a.example"},
-            (2, [], [NO_GATEWAY, NO_HOST, NO_PORT]),
+            (
+                2,
+                ["failed init 1 problem", "failed run 2 problems"],
+                [NO_GATEWAY, NO_HOST, NO_PORT],
+            ),
         ),
         (
             "check --offline",
             {**INIT, f"{P}DESTINATION": "80 localhost"},
-            (2, [GOOD_INIT], [NO_HOST]),
+            (2, [GOOD_INIT, "failed run 1 problem"], [NO_HOST]),
         ),
         ("init", {}, (2, [], [NO_SOURCE, NO_GATEWAY])),
         ("run", {}, (2, [], [NO_DESTINATION])),
         ("run", {f"{P}DESTINATION": "80 localhost\n0 a.example"}, (2, [], [NO_HOST, NO_PORT])),
+        (
+            "check --offline",
+            {**INIT, f"{P}DESTINATIONS": "80 a.example"},
+            (0, [GOOD_INIT, NO_RUN], [MISSPELT]),
+        ),
+        (
+            "init",
+            {"EGRESS_SOURCES": "192.0.2.99"},
+            (2, [], [MISSPELT_SOURCE, NO_SOURCE, NO_GATEWAY]),
+        ),
         # The misspelt name explains why the right one is empty.
         ("run", {f"{P}DESTINATIONS": "80 a.example"}, (2, [], [MISSPELT, NO_DESTINATION])),
         (
             "check --offline",
             {**RUN, f"{P}DESTINATIONS": "80 a.example"},
-            (0, [GOOD_RUN], [MISSPELT]),
+            (0, [NO_INIT, GOOD_RUN], [MISSPELT]),
         ),
     ],
 )
@@ -100,9 +126,9 @@ def test_check_tells_what_init_and_run_would_fail_for(capsys: pytest.CaptureFixt
     told = capsys.readouterr()
     assert [line.partition(" (")[0] for line in told.err.splitlines()] == [
         f"EGRESS_INTERFACE: '{NO_INTERFACE}': no such interface",
-        f"EGRESS_INTERFACE: '{NO_INTERFACE}': no such interface",
     ]
-    assert {GOOD_INIT, GOOD_RUN} <= {" ".join(line.split()) for line in told.out.splitlines()}
+    rows = {" ".join(line.split()) for line in told.out.splitlines()}
+    assert {"failed init 1 problem", "failed run 1 problem"} <= rows
 
 
 def test_a_missing_interface_is_the_environments_failure(
@@ -209,7 +235,68 @@ def test_check_shows_the_settings_and_nothing_else(capsys: pytest.CaptureFixture
         f"{P}ADMIN_LISTEN ':9153' (default)",
     ):
         assert line in told
-    assert len(told) == 2 + len(environment.VARIABLES) + len(init_settings.VARIABLES)
+    entries = (environment.VARIABLES, init_settings.VARIABLES, hold_variables.VARIABLES)
+    assert len(told) == 3 + sum(map(len, entries))
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({f"{P}DEBUG": "2"}, f"{P}DEBUG on"),
+        ({f"{P}DEBUG": ""}, f"{P}DEBUG off (default)"),
+        ({f"{P}IDLE_TIMEOUT": "soon"}, f"{P}IDLE_TIMEOUT 'soon' (wrong)"),
+        ({f"{P}MAX_CONNECTIONS": "7"}, f"{P}MAX_CONNECTIONS '7'"),
+    ],
+)
+def test_the_settings_are_shown_as_they_take_effect(
+    changes: dict[str, str], row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--show-settings"], environ={**RUN, **changes}) == 0
+    assert row in [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_default_maximum_is_shown_as_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--show-settings"], environ=RUN) == 0
+    assert re.search(
+        rf"{P}MAX_CONNECTIONS +[0-9]+ \(from RLIMIT_NOFILE\)\n", capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("command", ["run --help", "check --show-settings", "check --offline"])
+def test_a_terminal_without_unicode_gets_escapes(command: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "egress_proxy", *command.split()],
+        env={**os.environ, f"{P}DESTINATION": "80 bücher", "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == (2 if "--offline" in command else 0)
+    assert "80 b\\xfccher" in ended.stdout or "'b\\xfccher'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
+def test_an_unwritable_stderr_changes_nothing(closed: bool) -> None:
+    redirection = "2>&-" if closed else "2>/dev/full"
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f'exec "{sys.executable}" -m egress_proxy run {redirection}'],
+        env={**os.environ, f"{P}DESTINATIONS": "80 a.example"},
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, b"")
+
+
+def test_output_that_nobody_reads_is_no_traceback() -> None:
+    ended = subprocess.run(
+        ["/bin/sh", "-c", f'"{sys.executable}" -m egress_proxy run --help | true'],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in ended.stderr
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +307,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     for line in (
         "init Configure the egress interface.",
         "run Forward connections until SIGTERM.",
-        "check Judge the configuration, say what init and run would do, and change nothing.",
+        "status Print the state of the egress-proxy run that runs in this pod.",
+        "check Validate the configuration, say what init and run would do, and change nothing.",
     ):
         assert line in " ".join(told.split())
 
@@ -228,6 +316,15 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"egress-proxy {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["init", "run", "hold", "check", "status", "signal"])
+def test_the_version_after_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An image's entry point ends with one."""
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"egress-proxy {__version__}\n"
 
@@ -250,7 +347,14 @@ def test_the_module_is_the_command_and_reads_its_own_environment() -> None:
         text=True,
         check=False,
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", f"{NO_HOST}\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        2,
+        (
+            "skipped  init  not validated: EGRESS_SOURCE and EGRESS_GATEWAY are not set\n"
+            "failed   run   1 problem\n"
+        ),
+        f"{NO_HOST}\n",
+    )
 
 
 def test_the_daemon_does_not_pay_for_init() -> None:

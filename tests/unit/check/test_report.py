@@ -12,6 +12,7 @@ from egress_proxy.errors import ConfigurationError, EgressProxyError, PlatformEr
 GOOD = Finding(subject="run", state="good", detail="the configuration is good")
 WARNING = Finding(subject="port 80", state="warning", detail="is taken", cure="free it")
 FAILED = Finding(subject="gateway", state="failed", detail="no answer", cure="plug the cable in")
+JUDGED = Finding(subject="init", state="failed", detail="1 problem")
 TOLD = Problem(reason="gateway: no answer", cure="plug the cable in")
 WRONG = Problem(variable="EGRESS_SOURCE", line=2, value="a", reason="no address", cure="use one")
 MISSING = Problem(reason="no interface", cure="attach one")
@@ -19,8 +20,9 @@ MISSING = Problem(reason="no interface", cure="attach one")
 
 def make_report(*findings: Finding, failures: tuple[EgressProxyError, ...] = ()) -> Report:
     report = Report()
-    report.findings += findings
-    report.failures += failures
+    for failure in failures:
+        report.failed("init", failure)
+    report.add(findings)
     return report
 
 
@@ -35,6 +37,16 @@ def test_a_good_report_is_a_table_and_no_failure(capsys: pytest.CaptureFixture[s
         "ip link set macvlan0 up\n"
         "  and so on\n"
     )
+
+
+def test_a_problem_of_two_commands_is_reported_once() -> None:
+    lists = [
+        PlatformError(Problem(variable="EGRESS_INTERFACE", value="net1", reason=f"none ({names})"))
+        for names in ("there are lo", "there are eth0, lo")
+    ]
+    with pytest.raises(PlatformError) as caught:
+        make_report(failures=tuple(lists)).tell("text")
+    assert caught.value.problems == lists[0].problems
 
 
 def test_nothing_found_is_nothing_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +111,7 @@ def test_json_says_the_same_for_a_program(capsys: pytest.CaptureFixture[str]) ->
         ],
         "findings": [
             {"subject": one.subject, "state": one.state, "detail": one.detail, "cure": one.cure}
-            for one in (GOOD, WARNING, FAILED)
+            for one in (JUDGED, GOOD, WARNING, FAILED)
         ],
         "plan": ["ip link set macvlan0 up"],
     }

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from egress_proxy.config.run_variables import VARIABLES, AdminListen, unknown_names
+from egress_proxy.config.run_variables import VARIABLES, AdminListen
 from egress_proxy.config.variables import PREFIX as P
 from egress_proxy.config.variables import Reader
 from egress_proxy.errors import ConfigurationError
@@ -158,16 +158,3 @@ def test_where_it_may_not_be(text: str) -> None:
     assert str(caught.value) == (
         f"{P}ADMIN_LISTEN: {text!r}: not an address and a port; {ADMIN_CURE}"
     )
-
-
-def test_an_unknown_name_is_told_with_the_nearest_known_one() -> None:
-    names = (f"{P}DESTINATIONS", f"{P}IDLE", f"{P}INTERFACE", "EGRESS_SOURCE", "HOME")
-    assert unknown_names(dict.fromkeys(names, "1")) == (
-        f"{P}DESTINATIONS: unknown variable, ignored; did you mean {P}DESTINATION?",
-        f"{P}IDLE: unknown variable, ignored; did you mean {P}IDLE_TIMEOUT?",
-        f"{P}INTERFACE: unknown variable, ignored; did you mean EGRESS_INTERFACE?",
-    )
-
-
-def test_no_known_name_is_unknown() -> None:
-    assert unknown_names({variable.name: "" for variable in VARIABLES}) == ()

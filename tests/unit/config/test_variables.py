@@ -228,7 +228,17 @@ def test_the_reader_goes_on_after_a_problem_and_tells_them_all() -> None:
     ]
 
 
-KNOWN = ("EGRESS_DNS_PROXY_DEBUG", "EGRESS_DNS_PROXY_DESTINATION", "EGRESS_DNS_PROXY_LISTEN")
+KNOWN = (
+    "EGRESS_DNS_PROXY_DEBUG",
+    "EGRESS_DNS_PROXY_DESTINATION",
+    "EGRESS_DNS_PROXY_LISTEN",
+    "EGRESS_DNS_PROXY_SOURCE",
+    "EGRESS_GATEWAY",
+    "EGRESS_GATEWAY_REQUIRED",
+    "EGRESS_INTERFACE",
+    "EGRESS_ROUTER_DEBUG",
+    "EGRESS_SOURCE",
+)
 
 
 @pytest.mark.parametrize(
@@ -239,17 +249,38 @@ KNOWN = ("EGRESS_DNS_PROXY_DEBUG", "EGRESS_DNS_PROXY_DESTINATION", "EGRESS_DNS_P
         ("EGRESS_DNS_PROXY_LISTENER", "did you mean EGRESS_DNS_PROXY_LISTEN?"),
         ("EGRESS_DNS_PROXY_debug", "did you mean EGRESS_DNS_PROXY_DEBUG?"),
         ("EGRESS_DNS_PROXY_ZZZ", "see --help for known ones"),
+        ("EGRESS_INTERFCE", "did you mean EGRESS_INTERFACE?"),
+        ("EGRESS_GATEWAY_REQUIERD", "did you mean EGRESS_GATEWAY_REQUIRED?"),
+        ("EGRESS_SOURCES", "did you mean EGRESS_SOURCE?"),
+        ("EGRESS_DNSPROXY_DEBUG", "did you mean EGRESS_DNS_PROXY_DEBUG?"),
+        ("EGRESS_DNS_PROXY_INTERFACE", "did you mean EGRESS_INTERFACE?"),
+        ("EGRESS_LISTEN", "did you mean EGRESS_DNS_PROXY_LISTEN?"),
     ],
 )
 def test_an_unknown_name_is_told_with_the_nearest_known_one(name: str, hint: str) -> None:
     [warning] = variables.unknown_names({name: "1"}, KNOWN)
-    assert warning == f"{name}: unknown variable, ignored; {hint}"
+    assert str(warning) == f"{name}: unknown variable, ignored; {hint}"
 
 
-def test_warnings_come_in_order_and_only_for_the_prefix() -> None:
+def test_warnings_come_in_order_and_only_for_our_names() -> None:
     names = ("EGRESS_DNS_PROXY_Z", "EGRESS_DNS_PROXY_A", "EGRESS_SORCE", "PATH", *KNOWN)
     told = variables.unknown_names(dict.fromkeys(names, "1"), KNOWN)
-    assert [warning.partition(":")[0] for warning in told] == [
+    assert [warning.variable for warning in told] == [
         "EGRESS_DNS_PROXY_A",
         "EGRESS_DNS_PROXY_Z",
+        "EGRESS_SORCE",
     ]
+
+
+def test_the_variables_of_kubernetes_for_a_service_are_no_mistakes() -> None:
+    names = (
+        "EGRESS_ROUTER_SERVICE_HOST",
+        "EGRESS_ROUTER_SERVICE_PORT",
+        "EGRESS_ROUTER_SERVICE_PORT_SHOP",
+        "EGRESS_ROUTER_PORT",
+        "EGRESS_ROUTER_PORT_80_TCP",
+        "EGRESS_ROUTER_PORT_80_TCP_PROTO",
+        "EGRESS_ROUTER_PORT_80_TCP_ADDR",
+        "EGRESS_DNS_PROXY_SERVICE_PORT",
+    )
+    assert variables.unknown_names(dict.fromkeys(names, "1"), KNOWN) == ()

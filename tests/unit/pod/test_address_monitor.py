@@ -12,11 +12,11 @@ import pytest
 
 from egress_proxy.events import Event, SourceLost, SourceRestored
 from egress_proxy.pod.address_monitor import AddressMonitor
+from egress_proxy.pod.addresses import InterfaceState
 from tests.support.manual_loop import run_simulated
 
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
-    from egress_proxy.pod.addresses import Interfaces
 
 V4, V6 = "192.0.2.99", "2001:db8::99"
 BOTH: dict[int, str] = {socket.AF_INET: V4, socket.AF_INET6: V6}
@@ -34,8 +34,8 @@ class Surroundings:
         self.records: list[Event] = []
         self.changes = 0
 
-    def look(self) -> tuple[Interfaces, frozenset[str]]:
-        return dict(self.interfaces), self.down
+    def look(self) -> InterfaceState:
+        return InterfaceState(dict(self.interfaces), self.down)
 
     def observe(self, record: Event) -> None:
         self.records.append(record)
@@ -121,7 +121,7 @@ def test_a_state_that_can_not_be_read_is_read_again_without_another_message() ->
     around = Surroundings()
     failures = [OSError(errno.EMFILE, "Too many open files")]
 
-    def look() -> tuple[Interfaces, frozenset[str]]:
+    def look() -> InterfaceState:
         if failures:
             raise failures.pop()
         return around.look()

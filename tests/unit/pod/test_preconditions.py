@@ -55,10 +55,9 @@ def test_all_that_stands_in_the_way_is_told() -> None:
     [
         (errno.EADDRINUSE, "another process of the pod listens there: use another port"),
         (errno.EADDRNOTAVAIL, "the pod has no such address: correct EGRESS_DNS_PROXY_LISTEN"),
-        (errno.ENODEV, "see the reason"),
     ],
 )
 def test_a_port_that_can_not_be_had(number: int, cure: str) -> None:
     error = OSError(number, os.strerror(number))
-    problem = bind_problem("TEXT", 80, ip_address("192.0.2.1"), error, line=3)
+    problem = bind_problem("TEXT", "80", ip_address("192.0.2.1"), error, line=3)
     assert str(problem) == f"TEXT line 3: '80': can't listen on 192.0.2.1: {error.strerror}; {cure}"

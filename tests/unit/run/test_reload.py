@@ -51,13 +51,20 @@ class Files:
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
-        self.version = 1
         self.events: list[Event] = []
         self.applied_at: list[float] = []
-        self.reload = Reload(tuple, self.apply, self, "/destinations", look=self.look)
+        self.first = (0, 0, 0, 1)
+        self.number = 1
+        self.hangs = False
+        self.reload = Reload(self.read, self.apply, self, self)
 
-    def look(self, _path: str) -> tuple[int, int, int, int]:
-        return (0, 0, 0, self.version)
+    async def version(self) -> tuple[int, int, int, int]:
+        if self.hangs:
+            raise TimeoutError
+        return (0, 0, 0, self.number)
+
+    async def read(self) -> tuple[Destination, ...]:
+        return ()
 
     async def apply(self, _destinations: object) -> ConfigReloaded:
         self.applied_at.append(asyncio.get_running_loop().time())
@@ -99,14 +106,28 @@ def test_a_wrong_text_waits_for_another_one() -> None:
     files = Files(WRONG)
 
     async def scenario() -> None:
-        files.version = 2
+        files.number = 2
         await asyncio.sleep(100)
         assert files.events == [rejected("the text is wrong")]
-        files.version = 3
+        files.number = 3
         await asyncio.sleep(100)
 
     files.run(scenario)
     assert files.events == [rejected("the text is wrong"), RELOADED]
+
+
+def test_a_file_system_that_does_not_answer_changes_nothing() -> None:
+    files = Files()
+
+    async def scenario() -> None:
+        files.hangs, files.number = True, 2
+        await asyncio.sleep(100)
+        assert files.events == []
+        files.hangs = False
+        await asyncio.sleep(5)
+
+    files.run(scenario)
+    assert files.events == [RELOADED]
 
 
 def test_a_defect_is_reported_and_the_next_reload_works() -> None:

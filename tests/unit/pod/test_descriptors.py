@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from egress_proxy.errors import PlatformError
-from egress_proxy.forwarding.descriptors import DescriptorBudget, share_descriptors
+from egress_proxy.pod.descriptors import DescriptorBudget, share_descriptors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`egress-proxy status` and `egress-proxy signal`: talk to the daemon that runs in the pod."""
