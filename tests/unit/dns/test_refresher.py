@@ -6,7 +6,7 @@ import asyncio
 import gc
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.dns.refresher import NameRefresher
-from egress_proxy.dns.resolver import Answer, LookupFailedError
+from egress_proxy.dns.resolver import Answer, FamilyFailure, LookupFailedError
 from egress_proxy.events import (
+    DaemonDefect,
     DestinationChanged,
     DestinationDenied,
     DestinationResolved,
@@ -78,19 +79,21 @@ class Life:
         return [record for record in self.records if isinstance(record, kind)]
 
 
-def live(
+def live(  # noqa: PLR0913 - each test has its own of these
     script: Sequence[Answer | LookupFailedError],
     seconds: float,
     *,
     lookup_s: float = 0.0,
     policy: AddressPolicy = NEVER,
     fail_every_s: float | None = None,
+    stale_timeout_s: float = 0.0,
+    life: Life | None = None,
 ) -> Life:
     """Keep a name for `seconds`; the last entry of `script` is the answer from then on.
 
     With `fail_every_s` a client finds all addresses failing so often.
     """
-    life = Life()
+    life = life or Life()
 
     async def lookup(name: str) -> Answer:
         assert name == NAME
@@ -102,7 +105,7 @@ def live(
         return entry
 
     async def main() -> None:
-        refresher = NameRefresher(NAME, lookup, life, policy)
+        refresher = NameRefresher(NAME, lookup, life, policy, stale_timeout_s)
         for port in life.ports:
             refresher.subscribe(port)
         try:
@@ -223,6 +226,87 @@ def test_an_outage_keeps_the_last_good_addresses_and_is_told() -> None:
     assert life.told(DestinationUnresolved) == []
     assert life.intervals[1:4] == pytest.approx([1, 2, 4])
     assert life.intervals[5] == pytest.approx(1)
+
+
+BOTH = answer("192.0.2.1", "2001:db8::1")
+NO_V6 = replace(answer("192.0.2.2"), failed=(FamilyFailure(6, "general failure"),))
+
+
+def test_a_family_that_fails_keeps_its_last_good_addresses() -> None:
+    life = live([BOTH, NO_V6, answer("192.0.2.2")], 150)
+    assert life.ports[0].told == [
+        ("192.0.2.1", "2001:db8::1"),
+        ("192.0.2.2", "2001:db8::1"),
+        # It has no address any longer: that is an answer.
+        ("192.0.2.2",),
+    ]
+    [stale] = life.told(DestinationStale)
+    assert isinstance(stale, DestinationStale)
+    assert (stale.error, stale.addresses) == ("IPv6: general failure", ("2001:db8::1",))
+    assert life.told(DestinationUnresolved) == []
+
+
+def test_a_family_that_never_had_an_address_is_not_stale() -> None:
+    life = live([NO_V6], 100)
+    assert life.ports[0].told == [("192.0.2.2",)]
+    assert life.told(DestinationStale) == []
+
+
+def test_stale_addresses_expire_and_the_port_refuses_until_there_is_an_answer() -> None:
+    failures = [OUTAGE] * 9
+    life = live([ONE, *failures, TWO], 400, stale_timeout_s=100)
+    assert life.ports[0].told == [("192.0.2.1",), (), ("192.0.2.1", "192.0.2.2")]
+    stale, unresolved = life.told(DestinationStale), life.told(DestinationUnresolved)
+    assert len(stale) + len(unresolved) == 9
+    first = unresolved[0]
+    assert isinstance(first, DestinationUnresolved)
+    assert first.error == f"{OUTAGE}; no good answer for 100 s"
+    # Looked up once more when they expire, and not only with the next retry.
+    assert 100 in [round(at, 6) for at in life.asked_at]
+
+
+def test_the_families_expire_one_by_one() -> None:
+    life = live([BOTH, NO_V6], 400, stale_timeout_s=150)
+    assert life.ports[0].told == [
+        ("192.0.2.1", "2001:db8::1"),
+        ("192.0.2.2", "2001:db8::1"),
+        ("192.0.2.2",),
+    ]
+    assert life.told(DestinationUnresolved) == []
+
+
+def test_a_port_with_a_defect_does_not_stop_the_others() -> None:
+    class Defect(Port):
+        def set_addresses(self, addresses: Sequence[Address]) -> None:
+            super().set_addresses(addresses)
+            raise LookupError("a defect")
+
+    life = Life(ports=[Defect(), Port()])
+    live([ONE, TWO], 100, life=life)
+    told = [("192.0.2.1",), ("192.0.2.1", "192.0.2.2")]
+    assert [port.told for port in life.ports] == 2 * [told]
+    defects = life.told(DaemonDefect)
+    assert [defect.where for defect in defects if isinstance(defect, DaemonDefect)] == [
+        f"addresses of {NAME}",
+        f"addresses of {NAME}",
+    ]
+
+
+def test_whoever_waits_for_a_name_that_is_dropped_waits_no_longer() -> None:
+    async def lookup(name: str) -> Answer:
+        assert name == NAME
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def main() -> None:
+        refresher = NameRefresher(NAME, lookup, Life(), NEVER)
+        running = asyncio.create_task(refresher.run())
+        await asyncio.sleep(1)
+        running.cancel()
+        await refresher.asked.wait()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run_simulated(main())
 
 
 @pytest.mark.parametrize("fail_every_s", [0.001, 0.1, 0.9])

@@ -28,6 +28,8 @@ from egress_proxy.events import (
     Event,
     LogSwitched,
 )
+from egress_proxy.pod.descriptors import raise_descriptor_limit
+from egress_proxy.pod.facts import Pod
 from egress_proxy.run.daemon import Daemon, Shutdown
 from tests.support.manual_loop import run_simulated
 
@@ -51,11 +53,14 @@ class Log:
         self.debug = False
         self.events: list[Event] = []
         self.ready = asyncio.Event()
+        self.reloads: asyncio.Queue[Event] = asyncio.Queue()
 
     def observe(self, event: Event) -> None:
         self.events.append(event)
         if isinstance(event, DaemonReady):
             self.ready.set()
+        elif isinstance(event, ConfigReloaded | ConfigRejected):
+            self.reloads.put_nowait(event)
 
     @property
     def kinds(self) -> list[type[Event]]:
@@ -71,7 +76,14 @@ class Life:
         self.settings: Settings = replace(read_settings(environ), listen=())
         self.log = Log()
         self.shutdown = Shutdown()
-        self.daemon = Daemon(self.settings, interfaces, self.log, environ)
+        pod = Pod(
+            interfaces=interfaces,
+            autoconfigured=frozenset(),
+            reserved=frozenset(),
+            listens_by_device=False,
+            descriptors=raise_descriptor_limit(),
+        )
+        self.daemon = Daemon(self.settings, pod, self.log, environ)
 
     async def run(self) -> None:
         await self.daemon.run(self.shutdown)
@@ -166,7 +178,7 @@ def test_the_destinations_of_a_file_are_read_again(tmp_path: Path) -> None:
             for text in ("80 203.0.113.1\n8443 203.0.113.2\n", "80 localhost\n"):
                 file.write_text(text)
                 life.daemon.reload()
-                await asyncio.sleep(5)
+                await life.log.reloads.get()
             life.shutdown.request()
         reloaded, rejected = [
             event for event in life.log.events if isinstance(event, ConfigReloaded | ConfigRejected)
@@ -176,7 +188,8 @@ def test_the_destinations_of_a_file_are_read_again(tmp_path: Path) -> None:
         assert isinstance(rejected, ConfigRejected)
         assert "a name of a single label" in rejected.problems[0]
 
-    run_simulated(scenario())
+    # In real time: a thread reads the file.
+    asyncio.run(scenario())
 
 
 @simulated
