@@ -403,7 +403,7 @@ def test_check_knocks_at_the_gateway_and_at_every_door(deployment: Deployment) -
     status, report, _ = check(deployment, "--connect")
     found = {finding["subject"]: finding for finding in report["findings"]}
     assert found["source"]["detail"] == RESERVED.v4
-    assert found["gateway"]["detail"] == f"{GATEWAY.v4} is there"
+    assert found["gateway"]["detail"] == f"{GATEWAY.v4} answers"
     assert found["8443 -> web.example.com:443"]["detail"].startswith(OUTSIDE_SECOND.v4)
     assert found[f"connect 100 -> {OUTSIDE.v4} port 100"]["state"] == "good"
     assert (status, report["problems"]) == (0, [])
