@@ -453,11 +453,10 @@ def quantity(text: str) -> float:
 
 def runbooks(resources: list[Resource]) -> set[str]:
     """The runbook's URL in every alert, without the section."""
-    (group,) = one(resources, "PrometheusRule")["spec"]["groups"]
-    urls = [rule["annotations"]["runbook_url"] for rule in group["rules"]]
-    assert [url.partition("#")[2] for url in urls] == [
-        rule["alert"].lower() for rule in group["rules"]
-    ]
+    groups = one(resources, "PrometheusRule")["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    urls = [rule["annotations"]["runbook_url"] for rule in rules]
+    assert [url.partition("#")[2] for url in urls] == [rule["alert"].lower() for rule in rules]
     return {url.partition("#")[0] for url in urls}
 
 
