@@ -9,8 +9,10 @@ from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.pod import addresses, descriptors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from egress_proxy.ip import Address
-    from egress_proxy.pod.addresses import Interfaces, ListenPoint
+    from egress_proxy.pod.addresses import Interfaces, InterfaceState, ListenPoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +37,16 @@ class Pod:
         )
 
 
-def read_pod() -> Pod:
+def read_pod(
+    read_interface_state: Callable[[], InterfaceState] = addresses.read_interface_state,
+) -> Pod:
     """The pod as it is now; raises the limit of open files. Raises `PlatformError`."""
     try:
+        state = read_interface_state()
         return Pod(
-            interfaces=addresses.read_interfaces(),
+            interfaces=state.interfaces,
             autoconfigured=addresses.read_autoconfigured_addresses(),
-            reserved=addresses.read_interface_state().reserved,
+            reserved=state.reserved,
             listens_by_device=addresses.can_listen_by_device(),
             descriptors=descriptors.raise_descriptor_limit(),
         )

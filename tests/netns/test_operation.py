@@ -395,7 +395,7 @@ def test_an_idle_daemon_stays_small(deployment: Deployment) -> None:
 
 
 def check(deployment: Deployment, *options: str, **more_env: str) -> tuple[int, Any, str]:
-    done = deployment.check("--output", "json", *options, **more_env)
+    done = deployment.check("--output", "json", *options, in_main=False, **more_env)
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
@@ -407,6 +407,24 @@ def test_check_knocks_at_the_gateway_and_at_every_door(deployment: Deployment) -
     assert found["8443 -> web.example.com:443"]["detail"].startswith(OUTSIDE_SECOND.v4)
     assert found[f"connect 100 -> {OUTSIDE.v4} port 100"]["state"] == "good"
     assert (status, report["problems"]) == (0, [])
+
+
+def test_check_in_the_main_container_that_has_the_variables_of_both(lab: Lab) -> None:
+    """One ConfigMap for both containers; the main one has no capability."""
+    with Deployment(lab, LEAST_PRIVILEGE) as deployed:
+        before = deployed.check(in_main=True)
+        assert before.returncode == 1, before.stdout
+        assert "init has no capability NET_ADMIN" in before.stderr, before.stdout
+        deployed.init()
+        deployed.start().wait_for("daemon.ready")
+        after = deployed.check("--connect", in_main=True)
+    assert (after.returncode, after.stderr) == (0, "")
+    rows = [line.split(maxsplit=2) for line in after.stdout.splitlines()]
+    for subject, detail in (
+        ("network", "it is as init makes it"),
+        ("ports", "egress-proxy run is running in this pod and has them"),
+    ):
+        assert ["good", subject, detail] in rows
 
 
 def test_check_finds_what_is_wrong_outside(deployment: Deployment) -> None:

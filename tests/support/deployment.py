@@ -183,14 +183,17 @@ class Deployment(ExitStack):
             )
         )
 
-    def check(self, *options: str, **more_env: str) -> subprocess.CompletedProcess[str]:
-        """Run the preflight of both containers, in the one of init, to its end."""
+    def check(
+        self, *options: str, in_main: bool = False, **more_env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the preflight of both containers, in one of them, to its end."""
+        container = self._security.main if in_main else self._security.init
         return self.lab.pod.run(
             EGRESS_PROXY,
             "check",
             *options,
             env=INIT_ENV | RUN_ENV | more_env,
-            container=self._container(self._security.init),
+            container=self._container(container),
         )
 
     def connect(self, port: int) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ import pytest
 
 from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.destinations import Destination
-from egress_proxy.pod.preconditions import bind_problem, destination_problems
+from egress_proxy.config.settings import read_settings
+from egress_proxy.pod.facts import Pod
+from egress_proxy.pod.preconditions import bind_problem, destination_problems, preconditions
 
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
@@ -48,6 +51,56 @@ def test_all_that_stands_in_the_way_is_told() -> None:
         "TEXT line 7: '[2001:db8::10]:443': one of the proxy's own listeners is never connected "
         "to; write the remote host's own address"
     )
+
+
+P = "EGRESS_DNS_PROXY_"
+POD = Pod(
+    interfaces={
+        "lo": (ip_address("127.0.0.1"),),
+        "eth0": (ip_address("192.0.2.10"),),
+        "macvlan0": (ip_address("203.0.113.99"),),
+    },
+    autoconfigured=frozenset(),
+    reserved=frozenset({ip_address("203.0.113.255")}),
+    listens_by_device=False,
+    descriptors=1000,
+)
+
+
+def problems(pod: Pod = POD, **variables: str) -> list[str]:
+    environ = {f"{P}DESTINATION": "80 198.51.100.1"}
+    environ |= {f"{P}{name}": text for name, text in variables.items()}
+    return list(map(str, preconditions(read_settings(environ), pod)))
+
+
+def test_a_pod_in_which_run_works() -> None:
+    assert problems() == []
+
+
+def test_everything_that_keeps_run_from_starting_is_reported_together() -> None:
+    without = replace(POD, interfaces={"eth0": POD.interfaces["eth0"]}, descriptors=10)
+    interface, limit = problems(without)
+    assert interface.startswith("EGRESS_INTERFACE: 'macvlan0': no such interface (there are eth0);")
+    assert limit.startswith("the limit of open files is 10, ")
+
+
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({"DESTINATION": "80 2001:db8::1"}, "line 1: '2001:db8::1': there is no IPv6 source"),
+        ({"DESTINATION": "80 192.0.2.10"}, "line 1: '192.0.2.10:80': one of the proxy's own"),
+        ({"DESTINATION": "80 192.0.2.10 9153"}, "line 1: '192.0.2.10:9153': one of the proxy's"),
+        ({"DESTINATION": "80 203.0.113.255"}, "line 1: '203.0.113.255:80': the network or broad"),
+    ],
+)
+def test_a_destination_that_can_not_be_meant(variables: dict[str, str], start: str) -> None:
+    [problem] = problems(POD, **variables)
+    assert problem.startswith(f"{P}DESTINATION {start}")
+
+
+def test_more_connections_than_the_limit_of_open_files_allows() -> None:
+    [problem] = problems(MAX_CONNECTIONS="1000")
+    assert problem.startswith(f"{P}MAX_CONNECTIONS: '1000': the limit of open files is 1000, ")
 
 
 @pytest.mark.parametrize(
