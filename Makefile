@@ -150,7 +150,10 @@ bench: $(BENCH_VENV)/installed ## compare with other proxies (QUICK=1: one minut
 .PHONY: bench-steps
 bench-steps: $(BENCH_VENV)/installed ## compare with earlier commits of this project (STEPS="hash hash"; ROUNDS, LOADS, OUT)
 	for step in $(STEPS); do \
-		test -e build/steps/$$step || git worktree add --quiet --detach build/steps/$$step $$step; done
+		test -e build/steps/$$step || git worktree add --quiet --detach build/steps/$$step $$step; \
+		$(BENCH_VENV)/bin/python -c "import tomllib; \
+			print(*tomllib.load(open('build/steps/$$step/pyproject.toml', 'rb'))['project']['dependencies'])" \
+		| xargs $(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check; done
 	$(BENCH_VENV)/bin/python -m bench --rounds $(or $(ROUNDS),9) --seconds 2 --idle 0 \
 		--loads $(or $(LOADS),kept new latency) --peers egress-proxy haproxy nginx \
 		--earlier $(STEPS:%=build/steps/%) --out $(or $(OUT),build/bench)
