@@ -195,17 +195,25 @@ def _address_warnings(state: State, link: Link, source: Source) -> Iterator[Prob
 
 
 def _advertisement_warnings(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
+    """An address that is advertised is never a source of `run`; a route may take traffic away.
+
+    That concerns nobody in a pod that has no IPv6.
+    """
     if link.ipv6 is None or link.ipv6.disable_ipv6 or not link.ipv6.accept_ra:
         return
-    if not state.sysctls_writable:
-        addresses = ",".join(str(source.address) for source in settings.sources)
+    uses_ipv6 = any(source.version == IPV6 for source in settings.sources) or any(
+        held.address.version == IPV6
+        and held.interface != link.name
+        and not (held.address.is_loopback or held.address.is_link_local)
+        for held in state.addresses
+    )
+    if uses_ipv6 and not state.sysctls_writable:
         yield Problem(
             variable=variables.INTERFACE.name,
             value=link.name,
             reason="routers on the LAN may add IPv6 addresses and routes of their own to it "
             "(the routes of init win), and /proc/sys is read-only",
-            cure=f"{_set_sysctl(link, 'accept_ra')}; or set EGRESS_DNS_PROXY_SOURCE to "
-            f"{addresses} in the main container",
+            cure=_set_sysctl(link, "accept_ra"),
         )
 
 

@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.netns.init_lab import DUAL, V4, assert_works, default_routes, init, observe
+from tests.netns.init_lab import (
+    DUAL,
+    V4,
+    answered,
+    assert_works,
+    default_routes,
+    init,
+    observe,
+    seen_outside,
+)
 from tests.support import attachments
 from tests.support.attachments import macvlan, shipped
-from tests.support.lab import CLIENT, GATEWAY, NODE_TO_PODS, RESERVED
+from tests.support.lab import CLIENT, GATEWAY, NODE_TO_PODS, OUTSIDE, POD, RESERVED
 
 if TYPE_CHECKING:
     from tests.support.lab import Lab
@@ -57,19 +66,36 @@ def test_a_macvlan_needs_br_ex_where_that_has_the_only_interface(lab: Lab) -> No
     assert_works(lab, V4 | ON_NET1)
 
 
-def test_a_port_of_a_switch_as_ovn_kubernetes_makes_it_for_a_localnet(lab: Lab) -> None:
-    """A veth whose other end is a port of the bridge stands for it; the plugin needs a cluster."""
+def attach_localnet(lab: Lab) -> None:
+    """A port of OVN-Kubernetes' switch: a veth whose other end is a port of the node's bridge.
+
+    The plugin itself needs a cluster.
+    """
     assert "subnets" not in shipped("ovn-localnet")  # so the interface has no address
     make_bridge(lab)
     lab.pod.join("net1", lab.node, "port0")
     port, bridge = lab.node.index("port0"), lab.node.index("br-ex")
     lab.node.netlink(lambda ip: ip.link("set", index=port, master=bridge, state="up"))
+
+
+def test_a_localnet_of_ovn_kubernetes(lab: Lab) -> None:
+    attach_localnet(lab)
     result = init(lab, DUAL | ON_NET1, read_only=True)
     result.expect_done()
     # OVN-Kubernetes allows no second plugin that could set it.
     (warning,) = result.warnings
     assert (warning["value"], warning["reason"][:18]) == ("net1", "routers on the LAN")
     assert_works(lab, DUAL | ON_NET1, read_only=True)
+
+
+def test_a_localnet_in_a_pod_without_ipv6_gives_no_warning(lab: Lab) -> None:
+    lab.pod.sysctl("ipv6/conf/eth0/disable_ipv6", 1)
+    attach_localnet(lab)
+    result = init(lab, V4 | ON_NET1, read_only=True)
+    result.expect_done()
+    assert result.warnings == []
+    assert seen_outside(lab, OUTSIDE.v4) == RESERVED.v4
+    assert answered(lab, lab.client, POD.v4) == CLIENT.v4
 
 
 def addresses(lab: Lab, interface: str) -> set[str]:

@@ -106,22 +106,27 @@ def test_ipv6_that_is_off() -> None:
     assert told(state(POD, *links), V4) == []
 
 
-@pytest.mark.parametrize(
-    ("wanted", "address"), [(V4, "203.0.113.99"), (V6, "2001:db8:3::99")], ids=["IPv4", "IPv6"]
-)
-def test_advertisements_that_can_not_be_stopped(wanted: InitSettings, address: str) -> None:
-    """They matter for an IPv4 source too: the proxy could take their address for a reserved one."""
+@pytest.mark.parametrize("wanted", [V4, V6], ids=["IPv4", "IPv6"])
+def test_advertisements_that_can_not_be_stopped(wanted: InitSettings) -> None:
+    """They matter for an IPv4 source too: a route may take the pod's own IPv6 traffic away."""
     links = (ETH0, replace(MACVLAN0, ipv6=Ipv6Sysctls(accept_ra=1)))
     [warning] = warned(state(POD, *links), wanted)
     assert warning == (
         "EGRESS_INTERFACE: 'macvlan0': routers on the LAN may add IPv6 addresses and routes of "
         "their own to it (the routes of init win), and /proc/sys is read-only; "
-        f"set net.ipv6.conf.macvlan0.accept_ra=0, {TUNING}; "
-        f"or set EGRESS_DNS_PROXY_SOURCE to {address} in the main container"
+        f"set net.ipv6.conf.macvlan0.accept_ra=0, {TUNING}"
     )
     assert warned(state(POD, *links, sysctls_writable=True), wanted) == []
     off = (ETH0, replace(MACVLAN0, ipv6=Ipv6Sysctls(accept_ra=1, disable_ipv6=1)))
     assert warned(state(POD, *off), wanted) == []
+
+
+def test_advertisements_do_not_matter_to_a_pod_without_ipv6() -> None:
+    links = (ETH0, replace(MACVLAN0, ipv6=Ipv6Sysctls(accept_ra=1)))
+    pod = POD.partition("address 2001")[0] + (
+        "address fe80::2/64 dev eth0\naddress 2001:db8:3::77/64 dev macvlan0"
+    )
+    assert warned(state(pod, *links), V4) == []
 
 
 def test_no_way_back() -> None:
