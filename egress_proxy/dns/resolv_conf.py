@@ -1,6 +1,6 @@
 """What resolv.conf(5) says, as a frozen value. Pure.
 
-c-ares could read the file itself, but would do so on the event loop, whatever file it is. Left out:
+c-ares reads the file too, but tells neither its search list nor why it could not read it. Left out:
 ``ndots`` (a name is always looked up as it is first), ``sortlist``, and the environment variables
 LOCALDOMAIN and RES_OPTIONS.
 """

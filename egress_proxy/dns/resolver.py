@@ -23,6 +23,7 @@ import contextlib
 import ipaddress
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -143,36 +144,44 @@ class Resolver:
         self._starting = asyncio.Semaphore(bounds.at_once)
         self._forgetting: asyncio.TimerHandle | None = None
         self._seen: files.Version = None
-        self._read_error = ""
+        self._unreadable = ""
+        self._conf = ResolvConf()
+        # None as long as resolv.conf is a file that can't be read.
+        self._channel: _Channel | None = None
+        loop = asyncio.get_running_loop()
         try:
-            self._seen, self._conf = files.in_time(self._read)
+            self._seen, self._conf, self._channel = files.in_time(lambda: self._open(loop))
         except OSError as error:
-            self._conf = ResolvConf()
-            self._read_error = f" ({error.strerror})"
-        self._channel = self._open()
+            self._unreadable = f"can't read {resolv_conf}: {error.strerror}"
 
-    def _read(self) -> tuple[files.Version, ResolvConf]:
-        """The file's version, and what it says. Raises `OSError`."""
+    def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[files.Version, ResolvConf, _Channel]:
+        """The version of resolv.conf, what it says, and a channel for that.
+
+        Called in a thread: c-ares reads the file once more. Raises `OSError`, `pycares.AresError`.
+        """
         # The version first: a change in between is seen at the next check.
         version = files.file_version(self._resolv_conf)
-        octets = files.read_file(self._resolv_conf, MAX_OCTETS)
-        return version, parse_resolv_conf(octets.decode(errors="replace"))
-
-    def _open(self) -> _Channel:
-        """Raises `pycares.AresError`."""
-        conf = self._conf
+        conf = parse_resolv_conf(self._read())
         channel = _Channel(
             self._name_servers or conf.name_servers,
-            # The search list is this module's; resolv.conf is never read by c-ares.
+            loop,
+            # The search list is this module's.
             flags=pycares.ARES_FLAG_NOSEARCH,
-            resolvconf_path="/dev/null",
             timeout=conf.timeout_s,
             tries=conf.attempts,
             rotate=conf.rotate,
         )
         if not self._name_servers:
             channel.send_from(self._local_addresses)
-        return channel
+        return version, conf, channel
+
+    def _read(self) -> str:
+        """The text of resolv.conf, empty without one. Raises `OSError`."""
+        try:
+            octets = files.read_file(self._resolv_conf, MAX_OCTETS)
+        except FileNotFoundError:
+            return ""
+        return octets.decode(errors="replace")
 
     async def lookup(self, name: str) -> Answer:
         """The answer; raises `LookupFailedError`, in bounded time once it has started."""
@@ -193,26 +202,30 @@ class Resolver:
 
         A file that is missing or can't be read changes nothing.
         """
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(interval_s)
             try:
                 seen = await self._off_loop.call(lambda: files.file_version(self._resolv_conf))
                 if seen in {None, self._seen}:
                     continue
-                self._seen, self._conf = await self._off_loop.call(self._read)
-                stale, self._channel = self._channel, self._open()
+                stale = self._channel
+                self._seen, self._conf, self._channel = await self._off_loop.call(
+                    partial(self._open, loop)
+                )
             except (OSError, pycares.AresError):
                 # Out of descriptors, for example: the next check finds the same change.
                 self._seen = None
                 continue
-            self._read_error = ""
-            await stale.close()
+            if stale is not None:
+                await stale.close()
             changed()
 
     async def close(self) -> None:
         if self._forgetting is not None:
             self._forgetting.cancel()
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def _look_up(self, name: str) -> Answer:
         deadline = asyncio.get_running_loop().time() + self._bounds.lookup_s
@@ -281,6 +294,8 @@ class Resolver:
     async def _ask(self, name: str, family: socket.AddressFamily) -> _Outcome:
         while True:
             channel = self._channel
+            if channel is None:
+                return _Failure(aiodns.error.ARES_EFILE, self._unreadable)
             try:
                 result = await channel.getaddrinfo(
                     name, family=family, type=socket.SOCK_STREAM, flags=_ARES_AI_NOSORT
@@ -295,13 +310,13 @@ class Resolver:
                 return _Failure(aiodns.error.ARES_ENODATA, "the answer holds no address")
 
     def _explain(self, failure: _Failure) -> str:
-        if failure.number not in _UNREACHED:
+        if failure.number not in _UNREACHED or self._channel is None:
             return failure.error
         servers = ", ".join(self._channel.servers)
         if self._name_servers:
             cure = f"correct {_NAMESERVERS}"
         else:
-            cure = f"correct {self._resolv_conf}{self._read_error}, or set {_NAMESERVERS}"
+            cure = f"correct {self._resolv_conf}, or set {_NAMESERVERS}"
         return f"{failure.error} (asked {servers}): {cure}"
 
     def _forget_soon(self) -> None:
@@ -311,7 +326,8 @@ class Resolver:
 
     def _forget(self) -> None:
         self._forgetting = None
-        self._channel.forget()
+        if self._channel is not None:
+            self._channel.forget()
 
 
 class _Channel(aiodns.DNSResolver):

@@ -102,6 +102,21 @@ def test_servers_of_the_variable_are_asked_where_the_routes_lead(
     assert not rewritten.dns.queries
 
 
+def test_resolv_conf_becomes_a_fifo(lab: Lab) -> None:
+    """Who opens it waits for ever; the event loop, the shutdown and another file do not."""
+    with Deployment(lab, own_etc=True) as deployed:
+        deployed.take_source()
+        deployed.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=5)
+        proxy = start(deployed)
+        changed(proxy, OUTSIDE.v4)
+        deployed.replace_resolv_conf_by_fifo()
+        # Answers go on, from the servers of before.
+        for _ in range(2):
+            proxy.wait_for("destination.resolved")
+        assert proxy.stop() == 0
+        assert proxy.stderr == ""
+
+
 def test_resolv_conf_loses_its_search_list(rewritten: Deployment, second: DnsServer) -> None:
     """The name exists below a domain of the search list alone, and is asked for by itself first."""
     rewritten.dns.zone[SEARCHED] = Name(a=(OUTSIDE.v4,), ttl_s=LONG_S)

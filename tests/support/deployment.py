@@ -8,6 +8,7 @@ steps are the caller's to take, so that it can look in between: `init` or `take_
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -133,6 +134,12 @@ class Deployment(ExitStack):
             return
         successor = self._etc / "successor"
         successor.write_text(text)
+        successor.rename(self._resolv_conf)
+
+    def replace_resolv_conf_by_fifo(self) -> None:
+        """Only with an /etc of its own."""
+        successor = self._etc / "successor"
+        os.mkfifo(successor)
         successor.rename(self._resolv_conf)
 
     def take_source(self, **more_env: str) -> None:
