@@ -41,6 +41,8 @@ class Reason(enum.StrEnum):
     CLIENT_GONE = "client_gone"
     DENIED_CLIENT = "denied_client"
     WITHDRAWN = "withdrawn"
+    NO_SOURCE = "no_source"
+    SOURCE_LOST = "source_lost"
     DRAINED = "drained"
     ERROR = "error"
 

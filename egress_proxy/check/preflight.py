@@ -47,18 +47,25 @@ _CONNECT_CURES = {
     errno.EADDRNOTAVAIL: "the source address is not on this pod: check that init has run",
 }
 
+_ANY_SOURCE = "any: the kernel chooses, there is no reserved address"
+
 
 async def examine(
     settings: Settings, pod: Pod, gateways: Iterable[Address], *, connect: bool
 ) -> list[Finding]:
     """Everything that `run` meets beyond its preconditions, which must hold."""
     sources = choose_sources(settings, pod)
+    here = frozenset(str(address) for entries in pod.interfaces.values() for address in entries)
+    standby = settings.shared and not here.issuperset(sources.values())
+    if standby:
+        # From an address that another pod has, nothing can be tried.
+        gateways, connect = (), False
     findings = [
         Finding(
             subject="source",
             state="good",
-            detail=", ".join(sources.values())
-            or "any: the kernel chooses, there is no reserved address",
+            detail=(", ".join(sources.values()) or _ANY_SOURCE)
+            + (", which this pod does not have now: it is a standby" if standby else ""),
         )
     ]
     findings += await asyncio.gather(*(_probe_gateway(gateway, sources) for gateway in gateways))

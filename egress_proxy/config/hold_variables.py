@@ -1,7 +1,7 @@
 """The environment variables of high availability, and what `hold` reads of them.
 
-`EGRESS_HA` is read by every command; the others are those of `egress-proxy hold`, with the pod's
-identity from the downward API.
+Those of `egress-proxy hold`, with the pod's identity from the downward API. `EGRESS_HA` is read by
+every command, and so it is in `variables`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,6 @@ _LONGEST_NAME = 253
 _LONGEST_DURATION_S = 60
 
 
-def _parse_ha(text: str) -> bool:
-    """True for ``lease``."""
-    if text not in ("", "off", "lease"):
-        raise RefusedError("not a kind of high availability", "write lease, or remove it")
-    return text == "lease"
-
-
 def _parse_object_name(text: str) -> str:
     if len(text) > _LONGEST_NAME or not _SUBDOMAIN.fullmatch(text):
         raise RefusedError(
@@ -67,12 +60,6 @@ def _parse_silence(text: str) -> Silence:
     raise RefusedError("not a choice", "write keep or release")
 
 
-HA = Variable(
-    "EGRESS_HA",
-    "",
-    _parse_ha,
-    "lease: this pod shares the reserved address with others, and `hold` takes and releases it",
-)
 LEASE = Variable(
     "EGRESS_HA_LEASE",
     "egress-router",
@@ -126,7 +113,7 @@ POD_IP = Variable(
     "the pod's address (downward API: status.podIP), the source of requests to the API server",
 )
 VARIABLES: tuple[Variable[Any], ...] = (
-    HA,
+    variables.HA,
     LEASE,
     LEASE_DURATION,
     HANDOVER,
@@ -166,9 +153,13 @@ class HoldSettings:
 def read_hold_settings(environ: Mapping[str, str]) -> HoldSettings:
     """Everything `hold` needs from `environ`. Raises `ConfigurationError` with all problems."""
     reader = variables.Reader(environ)
-    if not reader.read(HA) and not reader.problems:
+    if not reader.read(variables.HA) and not reader.problems:
         reader.problems.append(
-            Problem(variable=HA.name, reason="not set", cure="set it to lease in every container")
+            Problem(
+                variable=variables.HA.name,
+                reason="not set",
+                cure="set it to lease in every container",
+            )
         )
     settings = HoldSettings(
         lease=reader.read(LEASE),

@@ -244,6 +244,7 @@ ADMIN_SESSIONS = Variable(
 )
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,
+    variables.HA,
     DESTINATION,
     DESTINATION_FILE,
     DEBUG,

@@ -10,6 +10,7 @@ from egress_proxy.config import destinations, files, known_mistakes, variables
 from egress_proxy.config import run_variables as environment
 from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.run_variables import ADMIN_LISTEN, DESTINATION, DESTINATION_FILE
+from egress_proxy.config.sources import SOURCE as RESERVED
 from egress_proxy.errors import ConfigurationError, PlatformError, Problem
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Settings:
     log_format: LogFormat
     interface: str
     source: Literal["auto", "any"] | tuple[Address, ...]
+    # The source address is there only while `hold` has it.
+    shared: bool
     listen: Literal["auto"] | tuple[Address, ...]
     allow_clients: tuple[Network, ...]
     connect_timeout_s: float
@@ -63,7 +66,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     Raises `ConfigurationError` with all problems.
     """
     reader = variables.Reader(environ)
-    source = reader.read(environment.SOURCE)
+    shared = reader.read(variables.HA)
+    source = _read_shared_source(reader) if shared else reader.read(environment.SOURCE)
     deny = reader.read(environment.DENY)
     admin_listen = reader.read(ADMIN_LISTEN)
     # A wrong DENY is a problem already; the other rules still apply to the destinations.
@@ -80,6 +84,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         log_format=reader.read(variables.LOG_FORMAT),
         interface=reader.read(variables.INTERFACE),
         source=source,
+        shared=shared,
         listen=reader.read(environment.LISTEN),
         allow_clients=reader.read(environment.ALLOW_CLIENTS),
         connect_timeout_s=reader.read(environment.CONNECT_TIMEOUT),
@@ -100,6 +105,25 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     )
     reader.raise_problems()
     return settings
+
+
+def _read_shared_source(reader: variables.Reader) -> Literal["auto"] | tuple[Address, ...]:
+    """What `hold` takes, unless the administrator names addresses; "auto" where it is wrong."""
+    source = reader.read(environment.SOURCE)
+    if source == "any":
+        reader.problems.append(
+            Problem(
+                variable=environment.SOURCE.name,
+                value=source,
+                reason=f"with {variables.HA.name} remote hosts have to see the reserved address",
+                cure="remove it",
+            )
+        )
+        return "auto"
+    if source != "auto":
+        return source
+    reserved = reader.read_required(RESERVED)
+    return tuple(address for address, _ in reserved or ())
 
 
 def _pod_name(environ: Mapping[str, str]) -> str:

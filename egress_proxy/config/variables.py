@@ -275,6 +275,19 @@ def parse_log_format(text: str) -> LogFormat:
     return _LOG_FORMATS[text]
 
 
+def parse_ha(text: str) -> bool:
+    """True for ``lease``."""
+    if text not in ("", "off", "lease"):
+        raise RefusedError("not a kind of high availability", "write lease, or remove it")
+    return text == "lease"
+
+
+HA = Variable(
+    "EGRESS_HA",
+    "",
+    parse_ha,
+    "lease: this pod shares the reserved address with others, and `hold` takes and releases it",
+)
 INTERFACE = Variable("EGRESS_INTERFACE", "macvlan0", parse_name, "the egress interface")
 LOG_FORMAT = Variable(
     "EGRESS_DNS_PROXY_LOG_FORMAT",

@@ -183,9 +183,25 @@ class Connection:
     def _connect(self) -> None:
         """Connect to the destination; the client's octets wait in the kernel meanwhile."""
         plane = self.origin.data_plane
+        if not plane.source_gate.is_open:
+            plane.source_gate.wait(self)
+            return
         endpoints = self.origin.upstreams.in_order(plane.reactor.now)
         self._race = Race(plane.connector, endpoints, self)
         self._race.start_next()
+
+    def source_is_there(self) -> None:
+        """There is a source address again; for a client that waited for one."""
+        self._connect()
+
+    def lose_source(self) -> None:
+        """The source address goes: end a session, let a client without one wait."""
+        if self._relay is not None:
+            self._relay.abort(Reason.SOURCE_LOST)
+        elif self._race is not None:
+            self._race.cancel()
+            self._race = None
+            self._connect()
 
     def fail(self) -> None:
         self.abort(Reason.ERROR)
@@ -228,12 +244,15 @@ class Connection:
 
     def _next_attempt_or_time_out(self) -> None:
         wheel, race = self.origin.data_plane.wheel, self._race
-        if race is None:
-            # The event loop was held up: the client's first event is still to come.
-            wheel.schedule(self, ATTEMPT_DELAY_S)
-            return
         left_s = self.accepted_at + self.origin.limits.connect_timeout_s - monotonic()
-        if left_s > 0:
+        if race is None:
+            if left_s <= 0 and not self.origin.data_plane.source_gate.is_open:
+                self._refuse(Reason.NO_SOURCE)
+            else:
+                # It waits for a source; or the event loop was held up, and the client's first event
+                # is still to come.
+                wheel.schedule(self, ATTEMPT_DELAY_S)
+        elif left_s > 0:
             wheel.schedule(self, min(ATTEMPT_DELAY_S, left_s))
             race.start_next()
         else:
@@ -268,6 +287,7 @@ class Connection:
             return
         if self._race is not None:
             self._race.cancel()
+        self.origin.data_plane.source_gate.leave(self)
         reset_on_close(self._client)
         self.origin.data_plane.reactor.close(self._client)
         self._close(reason)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from egress_proxy.forwarding.source_gate import SourceGate
 
 if TYPE_CHECKING:
     from egress_proxy.events import Observer
@@ -24,3 +26,4 @@ class DataPlane:
     admission: Admission
     connector: Connector
     observer: Observer
+    source_gate: SourceGate = field(default_factory=SourceGate)

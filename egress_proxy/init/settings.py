@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from egress_proxy.config import variables
-from egress_proxy.config.hold_variables import HA
 from egress_proxy.config.redirects import parse_redirects
 from egress_proxy.config.sources import GATEWAY, SOURCE, read_sources
 from egress_proxy.config.variables import RefusedError, Variable
@@ -82,7 +81,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     SOURCE,
     GATEWAY,
     GATEWAY_REQUIRED,
-    HA,
+    variables.HA,
     MODE,
     DESTINATION,
     DEBUG,
@@ -97,14 +96,14 @@ def read_settings(environ: Mapping[str, str]) -> InitSettings:
     interface = reader.read(variables.INTERFACE)
     sources = read_sources(reader)
     mode = _read_mode(reader)
-    shared = reader.read(HA)
+    shared = reader.read(variables.HA)
     if shared and mode in _REDIRECT:
         reader.problems.append(
             Problem(
-                variable=HA.name,
-                value=reader.text(HA),
+                variable=variables.HA.name,
+                value=reader.text(variables.HA),
                 reason="redirect mode has no high availability",
-                cure=f"set {MODE.name} to dns-proxy, or remove {HA.name}",
+                cure=f"set {MODE.name} to dns-proxy, or remove {variables.HA.name}",
             )
         )
     settings = InitSettings(

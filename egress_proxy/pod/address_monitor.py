@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from egress_proxy.pod.facts import Pod
 
     ReadState = Callable[[], InterfaceState]
+    ReadDeprecated = Callable[[], frozenset[Address]]
 
 # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 _GROUPS = 0x1 | 0x10 | 0x100
@@ -43,6 +44,9 @@ _RETRY_S = 1.0
 class AddressMonitor:
     """Watches `sources` (by family; empty: the kernel chooses).
 
+    `read_deprecated` is given where the sources come and go: then a family stays one that can be
+    sent from, and `usable` says whether the sources are there. One that is deprecated is going.
+
     `on_change` is called when a source becomes usable or unusable; `on_addresses_changed` with all
     addresses of the pod, at the start and whenever they change.
     """
@@ -53,12 +57,16 @@ class AddressMonitor:
         sources: dict[int, str],
         observer: Observer,
         read_interface_state: ReadState = addresses.read_interface_state,
+        read_deprecated: ReadDeprecated | None = None,
     ) -> None:
         self._loop = loop
         self._sources = sources
         self._observer = observer
         self._read = read_interface_state
-        self._problems = dict.fromkeys(sources.values(), "")
+        self._read_deprecated = read_deprecated
+        self._problems = dict.fromkeys(
+            sources.values(), "" if read_deprecated is None else "not looked for yet"
+        )
         self._own: frozenset[Address] = frozenset()
         # The network and broadcast addresses of the pod's networks.
         self.reserved: frozenset[Address] = frozenset()
@@ -72,9 +80,16 @@ class AddressMonitor:
         """The address families that can be sent from now."""
         if not self._sources:
             return frozenset({socket.AF_INET, socket.AF_INET6})
+        if self._read_deprecated is not None:
+            return frozenset(self._sources)
         return frozenset(
             family for family, address in self._sources.items() if not self._problems[address]
         )
+
+    @property
+    def usable(self) -> bool:
+        """Whether every source is there."""
+        return not any(self._problems.values())
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -130,8 +145,11 @@ class AddressMonitor:
             if self.on_addresses_changed is not None:
                 self.on_addresses_changed(own)
         before = self._problems
+        deprecated = frozenset() if self._read_deprecated is None else self._read_deprecated()
+        going = frozenset(map(str, deprecated))
         self._problems = {
-            address: _problem(address, interfaces, down) for address in self._sources.values()
+            address: _problem(address, interfaces, down, going)
+            for address in self._sources.values()
         }
         if self._problems == before:
             return
@@ -144,13 +162,17 @@ class AddressMonitor:
             self.on_change()
 
 
-def _problem(address: str, interfaces: Interfaces, down: frozenset[str]) -> str:
+def _problem(
+    address: str, interfaces: Interfaces, down: frozenset[str], going: frozenset[str]
+) -> str:
     """Why `address` can't be sent from; empty when it can."""
     holders = [name for name, held in interfaces.items() if address in map(str, held)]
     if not holders:
         return "no interface has it"
     if down.issuperset(holders):
         return f"interface {holders[0]} is down"
+    if address in going:
+        return "it is being given to another pod"
     return ""
 
 
@@ -165,6 +187,8 @@ def choose_sources(settings: Settings, pod: Pod) -> dict[int, str]:
         chosen = addresses.source_addresses(
             pod.interfaces, settings.interface, SOURCE.name, pod.autoconfigured
         )
+    elif settings.shared:
+        chosen = settings.source
     else:
         chosen = settings.source
         present = {address for entries in pod.interfaces.values() for address in entries}

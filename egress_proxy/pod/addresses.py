@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from egress_proxy import netlink
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.ip import family_of
 
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 LOOPBACK = "lo"
 POD_INTERFACE = "eth0"
 
-# linux/if_addr.h
+# linux/rtnetlink.h and linux/if_addr.h
+_RTM_GETADDR = 22
+_IFADDRMSG, _IFADDRMSG_FLAGS = 8, 2
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_IFA_F_DEPRECATED = 0x20
 _IFA_F_PERMANENT = 0x80
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -107,6 +112,21 @@ def read_autoconfigured_addresses(table: Path = Path("/proc/net/if_inet6")) -> f
         for address, _, _, _, flags, _ in fields
         if not int(flags, 16) & _IFA_F_PERMANENT
     )
+
+
+def read_deprecated_addresses() -> frozenset[Address]:
+    """Addresses that nothing new is to be sent from (RFC 4862 section 5.5.4). Raises OSError.
+
+    getifaddrs(3) does not tell.
+    """
+    found = set()
+    # struct ifaddrmsg: family, prefix length, flags, scope, index; then the attributes.
+    for body in netlink.dump(socket.NETLINK_ROUTE, _RTM_GETADDR, bytes(_IFADDRMSG)):
+        values = netlink.attributes(body[_IFADDRMSG:])
+        packed = values.get(_IFA_LOCAL) or values.get(_IFA_ADDRESS)
+        if packed and body[_IFADDRMSG_FLAGS] & _IFA_F_DEPRECATED:
+            found.add(ipaddress.ip_address(packed))
+    return frozenset(found)
 
 
 def source_addresses(

@@ -37,13 +37,14 @@ from egress_proxy.forwarding.admission import Admission
 from egress_proxy.forwarding.data_plane import DataPlane
 from egress_proxy.forwarding.health_checks import HealthChecks
 from egress_proxy.forwarding.race import Connector
+from egress_proxy.forwarding.source_gate import SourceGate
 from egress_proxy.pod.address_monitor import (
     AddressMonitor,
     choose_listen_points,
     choose_sources,
     families_to_ask_for,
 )
-from egress_proxy.pod.addresses import pod_network_addresses
+from egress_proxy.pod.addresses import pod_network_addresses, read_deprecated_addresses
 from egress_proxy.pod.descriptors import share_descriptors
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
@@ -127,6 +128,7 @@ class Daemon:
             admission=Admission(loop, self._observer, budget.connections),
             connector=Connector(reactor, sources, budget.extra_attempts),
             observer=self._observer,
+            source_gate=SourceGate(is_open=not settings.shared),
         )
         self._supervisor = Supervisor(loop, self._observer)
         loop.set_exception_handler(self._supervisor.handle_loop_exception)
@@ -135,7 +137,13 @@ class Daemon:
             families_to_ask_for(sources, pod.interfaces),
             local_addresses=pod_network_addresses(pod.interfaces, settings.interface),
         )
-        self._address_monitor = AddressMonitor(loop, sources, self._observer)
+        self._address_monitor = AddressMonitor(
+            loop,
+            sources,
+            self._observer,
+            read_deprecated=read_deprecated_addresses if settings.shared else None,
+        )
+        self._source_gone = asyncio.Event()
         admin = settings.admin_listen
         policy = replace(
             settings.address_policy,
@@ -150,7 +158,7 @@ class Daemon:
             policy=policy,
             supervisor=self._supervisor,
         )
-        self._address_monitor.on_change = lambda: self._table.reach(self._address_monitor.families)
+        self._address_monitor.on_change = self._source_changed
         self._address_monitor.on_addresses_changed = self._table.set_own_addresses
         self._snapshot = Snapshot(
             settings,
@@ -169,6 +177,20 @@ class Daemon:
             self._observer,
             VersionedFile(path, self._off_loop) if path else None,
         )
+
+    def _source_changed(self) -> None:
+        monitor, gate = self._address_monitor, self._data_plane.source_gate
+        if not self._settings.shared:
+            self._table.reach(monitor.families)
+        elif monitor.usable:
+            self._source_gone.clear()
+            gate.open()
+        else:
+            gate.close()
+            # Nothing would tell their sockets: packets from an address that is gone just vanish.
+            for connection in self._table.connections():
+                connection.lose_source()
+            self._source_gone.set()
 
     def reload(self) -> None:
         """Read the destinations again."""
@@ -280,15 +302,25 @@ class Daemon:
     async def _drain(self, shutdown: Shutdown) -> None:
         timeout_s = self._settings.drain_timeout_s
         admission = self._data_plane.admission
-        self._snapshot.draining = True
+        self._snapshot.draining = not self._settings.shared
         self._observer.observe(DaemonDraining(connections=admission.active, timeout_s=timeout_s))
         # 0. Stop reloading: it would reopen ports.
         for task in self._until_drain:
             task.cancel()
         await asyncio.wait(self._until_drain)
         forced = asyncio.create_task(shutdown.forced.wait(), name="wait for a second signal")
-        # 1. Serve clients that do not know yet.
-        await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
+        # 1. Serve clients that do not know yet: with high availability, until `hold` has moved
+        #    them.
+        if self._settings.shared and self._address_monitor.usable:
+            gone = asyncio.create_task(self._source_gone.wait(), name="wait for the hand-over")
+            await asyncio.wait(
+                {forced, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            gone.cancel()
+            timeout_s = 0.0
+        else:
+            await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
+        self._snapshot.draining = True
         # 2. Accept no more clients.
         self._table.close()
         # 3. Let sessions finish.

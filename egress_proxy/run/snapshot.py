@@ -70,7 +70,14 @@ class Snapshot:
         self._started = time.time()
         # Forwarders that a reload has removed, as long as they have connections.
         self._removed: list[Forwarder] = []
+        self._shared = settings.shared
         self.draining = False
+
+    @property
+    def _role(self) -> str:
+        if not self._shared:
+            return ""
+        return "active" if self._address_monitor.usable else "standby"
 
     @property
     def down(self) -> tuple[str, ...]:
@@ -82,6 +89,7 @@ class Snapshot:
         return status.readiness(
             draining=self.draining,
             sources=self._address_monitor.sources,
+            role=self._role,
             ports=map(self._port, self._table.forwarders.values()),
             reloads=self._counters.reloads,
         )
@@ -107,6 +115,7 @@ class Snapshot:
             draining=self.draining,
             debug=self._log.debug,
             interface=self._interface,
+            role=self._role,
             sources=self._address_monitor.sources,
             active=self._admission.active,
             maximum=self._admission.maximum,

@@ -240,9 +240,12 @@ METRICS = (
         "gauge",
         "source_up",
         ("address",),
-        "1 while the source address is on an interface that is up.",
+        "1 while the source address is on an interface that is up; with high availability, only on "
+        "the pod that has it.",
         lambda status: (
-            (_labels(address=source.address), not source.problem) for source in status.sources
+            (_labels(address=source.address), not source.problem)
+            for source in status.sources
+            if not (status.role and source.problem)
         ),
     ),
     Definition(

@@ -137,6 +137,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     debug: bool
     interface: str
+    # With high availability: "active" or "standby"; else empty.
+    role: str = ""
     sources: tuple[Source, ...]
     active: int
     maximum: int
@@ -160,13 +162,18 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def readiness(
-    *, draining: bool, sources: Iterable[Source], ports: Iterable[Port], reloads: Reloads
+    *,
+    draining: bool,
+    sources: Iterable[Source],
+    ports: Iterable[Port],
+    reloads: Reloads,
+    role: str = "",
 ) -> tuple[Check, ...]:
     """Whether clients should be sent to this pod, one check per condition.
 
     As long as one port takes clients, ports that do not are warnings: the pod is the only one that
     can serve the others. A remote host that does not answer is a warning, too, and a rejected
-    reload.
+    reload. With high availability (`role`) a pod without the source address is ready to take it.
     """
     current = [port for port in ports if port.state != "removed"]
     troubled = _listed([port for port in current if port.state in _TROUBLE])
@@ -179,7 +186,7 @@ def readiness(
             problems=tuple(
                 f"source address {source.address}: {source.problem}"
                 for source in sources
-                if source.problem
+                if source.problem and not role
             ),
             warnings=() if sources else (ANY_SOURCE,),
         ),

@@ -353,13 +353,7 @@ def test_three_pods_are_rolled_one_after_the_other() -> None:
     with running("abc") as (nodes, spy, _, _):
         began_at = monotonic()
         for name in "abc":
-            nodes.api.delete_pod(NAMESPACE, name)
-            assert nodes.pods[name].running.stop() == 0
-            nodes.api.delete_pod(NAMESPACE, name, grace_s=0)
-            labels = {"egress-proxy/lease": "egress-router", "egress-proxy/role": "standby"}
-            address = nodes.environment(name)["POD_IP"]
-            nodes.api.create_pod(NAMESPACE, name, labels=labels, ip=address)
-            nodes.start(name).wait_for("hold.started")
+            nodes.roll(name)
             wait_until(lambda: spy.owner() is not None)
             wait_until(partial(_hears, nodes, name))
         assert spy.gap_s(began_at) < 1

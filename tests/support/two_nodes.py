@@ -2,11 +2,12 @@
 
 ::
 
-    api ─── pods' bridge ─┬─ pod-a ─ macvlan0 ─ node-a ─┬─ switch ─── gateway ─── outside
-                          └─ pod-b ─ macvlan0 ─ node-b ─┘    └─── spy
+    client ─ cluster ─┬─ pod-a ─ macvlan0 ─ node-a ─┬─ switch ─── gateway ─── outside
+                      └─ pod-b ─ macvlan0 ─ node-b ─┘    └─── spy
 
 The switch is a bridge with an Ethernet address of its own: it must not change when a port leaves.
-The pods' network has the API server and the client. All addresses are for documentation.
+The cluster has the API server, and the Service that the client asks. All addresses are reserved for
+documentation.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import struct
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from tests.support.api_process import ApiProcess
 from tests.support.lab import EGRESS_PROXY
 from tests.support.namespaces import Container
 from tests.support.network import Host, Namespace
+from tests.support.service import Service
 from tests.support.spy import Spy, addresses_of_nobody
 from tests.support.waiting import wait_until
 
@@ -38,9 +40,15 @@ PODS = {
 }
 GATEWAY = Host.of("203.0.113.1/25", "2001:db8:0:3::1/64")
 RESERVED = Host.of("203.0.113.99/25", "2001:db8:0:3::99/64")
+CLIENT = Host.of("198.51.100.10/25", "2001:db8:0:1::10/64")
+CLUSTER_TO_CLIENT = Host.of("198.51.100.1/25", "2001:db8:0:1::1/64")
+# The Service's, behind the cluster for the client.
+SERVICE = "198.51.100.200"
 GATEWAY_TO_OUTSIDE = Host.of("203.0.113.129/25", "2001:db8:0:4::1/64")
 OUTSIDE = Host.of("203.0.113.130/25", "2001:db8:0:4::130/64")
 DEFAULT = Host.of("0.0.0.0/0", "::/0")
+# Where the pods listen.
+PORT = 80
 NAMESPACE = "egress"
 LEASE = "egress-router"
 FAMILIES = ("v4",), ("v6",), ("v4", "v6")
@@ -65,7 +73,7 @@ class Pod:
     node: Namespace
     namespace: Namespace
     hold: Process | None = None
-    processes: list[Process] = field(default_factory=list)
+    proxy: Process | None = None
 
     @property
     def running(self) -> Process:
@@ -81,8 +89,9 @@ class TwoNodes(ExitStack):
         self.families = families
         with ExitStack() as undo:
             undo.push(self)
-            self.switch, self.gateway, self.outside, self.spying, self.cluster = (
-                self._namespace(name) for name in ("switch", "gateway", "outside", "spy", "cluster")
+            self.switch, self.gateway, self.outside, self.spying, self.cluster, self.client = (
+                self._namespace(name)
+                for name in ("switch", "gateway", "outside", "spy", "cluster", "client")
             )
             self._bridge(self.switch, "br0", _SWITCH_MAC)
             self._bridge(self.cluster, "br0", "02:00:00:00:00:fd")
@@ -97,6 +106,12 @@ class TwoNodes(ExitStack):
             self.outside.configure("eth0", OUTSIDE)
             self.outside.route(GATEWAY, GATEWAY_TO_OUTSIDE)
             self.spying.configure("lan0")
+            self.cluster.join("clients0", self.client, "eth0")
+            self.cluster.sysctl("ipv4/ip_forward", 1)
+            self.cluster.sysctl("ipv6/conf/all/forwarding", 1)
+            self.cluster.configure("clients0", CLUSTER_TO_CLIENT)
+            self.client.configure("eth0", CLIENT)
+            self.client.route(DEFAULT, CLUSTER_TO_CLIENT)
             self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
             self.api = self.enter_context(
                 ApiProcess(self.folder, address=API.v4, port=6443, namespace=self.cluster)
@@ -139,6 +154,45 @@ class TwoNodes(ExitStack):
         )
         return pod.hold
 
+    def run(self, name: str, **variables: str) -> Process:
+        """Start `egress-proxy run` in the pod, and wait until it serves: port 80 of the outside."""
+        pod = self.pods[name]
+        outside = OUTSIDE.v4 if self.families[0] == "v4" else OUTSIDE.v6
+        pod.namespace.sysctl("ipv4/ip_unprivileged_port_start", 0)
+        environment = self.environment(name) | {
+            "EGRESS_DNS_PROXY_DESTINATION": f"{PORT} {outside} 80",
+            "EGRESS_DNS_PROXY_DEBUG": "1",
+        }
+        pod.proxy = self.enter_context(
+            pod.namespace.start(
+                EGRESS_PROXY,
+                "run",
+                env=environment | variables,
+                container=Container(uid=10001, read_only=True),
+            )
+        )
+        pod.proxy.wait_for("daemon.ready", listeners=1)
+        return pod.proxy
+
+    def roll(self, name: str) -> None:
+        """Delete the pod as the kubelet does it, all containers at once, and start another one."""
+        pod = self.pods[name]
+        self.api.delete_pod(NAMESPACE, name)
+        ending = [process for process in (pod.hold, pod.proxy) if process is not None]
+        for process in ending:
+            process.terminate()
+        for process in ending:
+            assert process.wait(timeout_s=30) == 0
+        self.api.delete_pod(NAMESPACE, name, grace_s=0)
+        self._create(name)
+        self.start(name).wait_for("hold.started")
+        if pod.proxy is not None:
+            self.run(name, EGRESS_DNS_PROXY_DEBUG="0")
+
+    def service(self) -> Service:
+        """The Service that leads to the active pod, at `SERVICE` and `PORT`."""
+        return Service(self.cluster, self.api, pods=NAMESPACE, address=SERVICE, port=PORT)
+
     def spy(self, family: str = "v4") -> Spy:
         """Somebody who asks the LAN for the reserved address all the time."""
         source = next(s for s in self.sources if s.version == int(family[1]))
@@ -158,6 +212,8 @@ class TwoNodes(ExitStack):
         self.set_port(name, up=False)
         self.cluster.netlink(lambda ip: ip.link("set", ifname=f"pod-{name}", state="down"))
         pod.running.kill()
+        if pod.proxy is not None:
+            pod.proxy.kill()
 
     def set_port(self, name: str, *, up: bool, carrier: bool = False) -> None:
         """The node's port of the switch; with `carrier` the node notices.
@@ -215,6 +271,9 @@ class TwoNodes(ExitStack):
         }
         node.netlink(lambda ip: ip.link("add", **request))
         inside.configure("macvlan0")
+        self._create(name)
+        return Pod(name, mac, node, inside)
+
+    def _create(self, name: str) -> None:
         labels = {"egress-proxy/lease": LEASE, "egress-proxy/role": "standby"}
         self.api.create_pod(NAMESPACE, name, labels=labels, ip=PODS[name].v4)
-        return Pod(name, mac, node, inside)

@@ -93,6 +93,8 @@ def test_the_reasons_that_a_connection_ends_with() -> None:
         "finished",
         "half_close_timeout",
         "idle_timeout",
+        "no_source",
+        "source_lost",
         "upstream_reset",
         "withdrawn",
     ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 P = "EGRESS_DNS_PROXY_"
 GOOD = {f"{P}DESTINATION": "80 192.0.2.1"}
 DEFAULTS = Settings(
+    shared=False,
     destinations=(Destination(80, ip_address("192.0.2.1"), 80, 1),),
     destinations_from=f"{P}DESTINATION",
     debug=False,
