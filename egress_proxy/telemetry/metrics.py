@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from egress_proxy.events import Reason
 from egress_proxy.telemetry.counters import BOUNDS_S
 from egress_proxy.telemetry.status import SERVING
 
@@ -66,12 +67,28 @@ def _of_destination(entry: Destination) -> str:
     return _labels(destination=entry.destination, listener=entry.listener)
 
 
+# Alerts and success rates use these. A series that begins with its first event hides that from
+# `rate` and `increase`; but all reasons of all destinations would be half of the text.
+_FROM_THE_START = frozenset(
+    map(
+        str,
+        (
+            Reason.FINISHED,
+            Reason.CONNECT_REFUSED,
+            Reason.CONNECT_TIMEOUT,
+            Reason.CONNECT_UNREACHABLE,
+        ),
+    )
+)
+
+
 def _connections(status: Status) -> Samples:
     for entry in status.destinations:
         # By far the longest metric. Reasons need no escaping, and so cost half of `_labels`.
         where = _of_destination(entry)[:-1]
         for reason, count in entry.ended.items():
-            yield f'{where},reason="{reason}"}}', count
+            if count or reason in _FROM_THE_START:
+                yield f'{where},reason="{reason}"}}', count
 
 
 def _established(status: Status) -> Samples:
@@ -135,7 +152,8 @@ METRICS = (
         "counter",
         "connections",
         ("listener", "destination", "reason"),
-        "Connections that have ended, by the reason of their record.",
+        "Connections that have ended, by the reason of their record. `finished` and `connect_…` "
+        "are there from the start, each other reason once it has occurred.",
         _connections,
     ),
     Definition(

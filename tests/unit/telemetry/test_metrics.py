@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from egress_proxy.events import Reason
 from egress_proxy.telemetry.counters import BOUNDS_S
 from egress_proxy.telemetry.metrics import METRICS, PREFIX, exposition
 from egress_proxy.telemetry.process import Sample
@@ -149,6 +150,19 @@ def test_the_text_of_many_destinations_comes_in_small_parts() -> None:
     lines = [part.count(b"\n") for part in parts]
     assert sum(lines) > 19_000
     assert max(lines) <= 1001
+
+
+def test_reasons_that_alerts_use_are_there_from_the_start_and_others_once_they_occur() -> None:
+    def reasons(ended: dict[str, int]) -> list[str]:
+        return re.findall(
+            r'connections_total{.*reason="(.*?)"}',
+            text_of(status(replace(destination(), ended=ended))),
+        )
+
+    none = dict.fromkeys(map(str, Reason), 0)
+    start = ["finished", "connect_refused", "connect_timeout", "connect_unreachable"]
+    assert reasons(none) == start
+    assert reasons(none | {"drained": 1}) == [*start, "drained"]
 
 
 def test_a_port_that_cannot_listen_is_down() -> None:
