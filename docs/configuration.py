@@ -30,17 +30,17 @@ _HEAD = """\
 
 Made by `make docs` from the code; do not edit. All settings are environment variables.
 
-- `egress-proxy check` validates them, and says what `init` and `run` would do; `--offline` reads
-  only the text. `check --show-settings` prints the values in effect; `run --help` explains each
-  variable.
+- `egress-proxy check` validates them, and says what `init` and `run` would do; with `--offline` it
+  validates only the text. `check --show-settings` prints the values in effect; `run --help`
+  explains each variable.
 - All problems are reported together, one line each: variable, line, value, reason, cure. Exit
   status 2 is a wrong configuration, 1 a problem of the pod, the node or the network.
 - A duration is `500ms`, `10s`, `1m`, `1h` or plain seconds, at most 168h. A blank value is the
   default.
 - A flag is off for empty, `0`, `false`, `no` and `off`, and on for anything else.
 - An unknown variable that starts with `EGRESS_` is ignored with a warning that names the nearest
-  known one. The variables that Kubernetes sets for a Service (`…_SERVICE_HOST`, `…_PORT…`) are no
-  concern.
+  known one. There is no warning for the variables that Kubernetes sets for a Service
+  (`…_SERVICE_HOST`, `…_PORT…`).
 """
 _TAIL = """\
 ## Destinations
@@ -50,8 +50,8 @@ One per line: `<port> <host> [<remote port>]`. Clients connect to `port`; the pr
 - Spaces or tabs separate the fields. Empty lines, `# comments`, a comment after the fields, and
   CRLF are fine. In YAML write `|-` before the text; `>-` joins the lines.
 - A name has two labels or more; an internationalised name is encoded; underscores are allowed. A
-  name is looked up as it is, and then below the domains of resolv.conf's search list. **A
-  trailing dot** (`db.example.com.`) keeps it out of the search list.
+  name is looked up as it is, and then below the domains of resolv.conf's search list. With a
+  **trailing dot** (`db.example.com.`) it is not looked up in the search list.
 - At most 1 MiB, and each port once.
 
 | accepted | refused |
@@ -65,12 +65,13 @@ One per line: `<port> <host> [<remote port>]`. Clients connect to `port`; the pr
 **Never connected to**, whether written here or returned by DNS: loopback (allowed only with
 `EGRESS_DNS_PROXY_SOURCE=any`), link-local, multicast, unspecified, broadcast and reserved
 (240.0.0.0/4) addresses, the network and broadcast addresses of the pod's own networks, the
-metadata addresses of clouds, IPv4 addresses in IPv6 form and what translators and tunnels make of
-all these, the networks of `EGRESS_DNS_PROXY_DENY`, and the proxy's own listeners.
+metadata addresses of clouds, IPv4 addresses in IPv6 form, IPv6 addresses of translators and
+tunnels (NAT64, 6to4, Teredo) that lead to one of these, the networks of `EGRESS_DNS_PROXY_DENY`,
+and the proxy's own listeners.
 
 With `EGRESS_DNS_PROXY_DESTINATION_FILE` the text is in a file (a mounted ConfigMap, without
-`subPath`), which is read again when it changes, and at SIGHUP. A text with a problem changes
-nothing.
+`subPath`), which is read again when it changes, and at SIGHUP. If the text has a
+problem, nothing changes.
 """  # noqa: E501 - a row of a table is one line
 
 

@@ -169,13 +169,13 @@ IDLE_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_IDLE_TIMEOUT",
     "1h",
     variables.parse_duration,
-    "how long a connection may be without a byte in either direction; 0 is for ever",
+    "how long a connection may be without a byte in either direction; 0: no limit",
 )
 HALF_CLOSE_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_HALF_CLOSE_TIMEOUT",
     "5m",
     variables.parse_duration,
-    "how long a connection may be without a byte once one side has finished; 0 is for ever",
+    "how long a connection may be without a byte once one side has finished; 0: no limit",
 )
 DRAIN_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_DRAIN_TIMEOUT",
@@ -188,13 +188,13 @@ REMOVED_TIMEOUT = Variable(
     "0",
     variables.parse_duration,
     "how long sessions of a destination may go on once a reload has removed or changed it; "
-    "0 is for ever",
+    "0: no limit",
 )
 MAX_CONNECTIONS = Variable(
     "EGRESS_DNS_PROXY_MAX_CONNECTIONS",
     "",
     _parse_maximum,
-    "client connections in all; empty: as many as RLIMIT_NOFILE allows",
+    "the most client connections at a time; empty: as many as RLIMIT_NOFILE allows",
 )
 NAMESERVERS = Variable(
     "EGRESS_DNS_PROXY_NAMESERVERS",
@@ -207,7 +207,7 @@ STALE_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_STALE_TIMEOUT",
     "24h",
     variables.parse_duration,
-    "how long the last good addresses of a name are used while its look-ups fail; 0 is for ever",
+    "how long the last good addresses of a name are used while its look-ups fail; 0: no limit",
 )
 DENY = Variable(
     "EGRESS_DNS_PROXY_DENY",
@@ -226,7 +226,7 @@ WITHDRAWN_TIMEOUT = Variable(
     "EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT",
     "off",
     _parse_duration_or_off,
-    "how long sessions may go on to an address that DNS no longer returns; off or 0 is for ever",
+    "how long sessions may go on to an address that DNS no longer returns; off or 0: no limit",
 )
 ADMIN_LISTEN = Variable(
     "EGRESS_DNS_PROXY_ADMIN_LISTEN",
@@ -240,7 +240,7 @@ ADMIN_SESSIONS = Variable(
     "",
     variables.parse_flag,
     "on: /sessions.json lists open sessions with their clients' addresses; off by default, because "
-    "whoever reaches the admin port would see who talks to whom, without logging in",
+    "the admin port has no login, and every client of it could read them",
 )
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,

@@ -74,7 +74,7 @@ DESTINATION = Variable(
     "",
     _parse_text,
     "redirect mode's rules, one per line: <port> tcp|udp|sctp <address> [<remote port>]; "
-    "an address alone on the last line takes all the rest",
+    "an address alone on the last line gets all other traffic",
 )
 DEBUG = Variable("EGRESS_ROUTER_DEBUG", "", variables.parse_flag, "on: log every netlink step")
 VARIABLES: tuple[Variable[Any], ...] = (
