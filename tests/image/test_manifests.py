@@ -289,6 +289,35 @@ def build(directory: Path, **kustomization: object) -> list[Resource]:
     return render(directory)
 
 
+@pytest.mark.parametrize("overlay", ["overlays/multus", "overlays/openshift-ovn"])
+def test_an_address_that_the_cni_gives_still_stands_in_one_place(
+    overlay: str, tmp_path: Path
+) -> None:
+    resources = build(
+        tmp_path,
+        namespace="shop",
+        namePrefix="swift-",
+        resources=[f"DEPLOY/{overlay}"],
+        components=["DEPLOY/components/cni-address"],
+        transformers=["DEPLOY/components/cni-address/names"],
+        configMapGenerator=[
+            {
+                "name": "egress-settings",
+                "behavior": "merge",
+                "literals": ["EGRESS_SOURCE=192.0.2.77/26"],
+            }
+        ],
+    )
+    attachment = one(resources, "NetworkAttachmentDefinition")
+    annotations = pod_of(resources)["metadata"]["annotations"]
+    assert json.loads(annotations["k8s.v1.cni.cncf.io/networks"]) == [
+        {"name": attachment["metadata"]["name"], "ips": ["192.0.2.77/26"]}
+    ]
+    macvlan, tuning = json.loads(attachment["spec"]["config"])["plugins"]
+    assert (macvlan["capabilities"], macvlan["ipam"]) == ({"ips": True}, {"type": "static"})
+    assert tuning["type"] == "tuning"
+
+
 def test_a_localnet_attachment_names_itself_as_ovn_kubernetes_wants(tmp_path: Path) -> None:
     resources = build(
         tmp_path,

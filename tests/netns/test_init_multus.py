@@ -57,6 +57,16 @@ def test_the_shipped_macvlan_works_without_a_warning(lab: Lab, env: dict[str, st
     assert_works(lab, env | ON_NET1, read_only=True)
 
 
+def test_an_address_of_the_pods_annotation(lab: Lab) -> None:
+    address = str(RESERVED.interface4)
+    attachments.attach(lab, "net1", attachments.with_addresses("lan0"), ips=(address,))
+    assert addresses(lab, "net1") == {address}
+    result = init(lab, V4 | ON_NET1, read_only=True)
+    result.expect_done()
+    assert result.warnings == []
+    assert_works(lab, V4 | ON_NET1, read_only=True)
+
+
 def test_a_macvlan_needs_br_ex_where_that_has_the_only_interface(lab: Lab) -> None:
     make_bridge(lab)
     with pytest.raises(OSError, match="device or resource busy"):

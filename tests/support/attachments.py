@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Where Debian's containernetworking-plugins puts them.
 PLUGINS = Path("/usr/lib/cni")
-_ATTACHMENTS = Path(__file__).parents[2] / "deploy/overlays"
+_DEPLOY = Path(__file__).parents[2] / "deploy"
 
 Config = dict[str, Any]
 
@@ -28,8 +28,16 @@ def require_plugins() -> None:
 
 def shipped(overlay: str) -> Config:
     """The CNI configuration of the attachment in `deploy/overlays/<overlay>`."""
-    text = (_ATTACHMENTS / overlay / "networkattachment.yaml").read_text()
+    text = (_DEPLOY / "overlays" / overlay / "networkattachment.yaml").read_text()
     config: Config = json.loads(text.partition("config: |-\n")[2])
+    return config
+
+
+def with_addresses(master: str) -> Config:
+    """The CNI configuration of `deploy/components/cni-address`, on `master`."""
+    text = (_DEPLOY / "components/cni-address/attachment.yaml").read_text()
+    config: Config = json.loads(text.partition("value: |-\n")[2])
+    config["plugins"][0]["master"] = master
     return config
 
 
@@ -41,14 +49,17 @@ def macvlan(master: str, ipam: Config, *, tuning: bool = True) -> Config:
     return config | {"plugins": [first, *(others if tuning else ())]}
 
 
-def attach(lab: Lab, interface: str, config: Config) -> None:
+def attach(lab: Lab, interface: str, config: Config, *, ips: tuple[str, ...] = ()) -> None:
     """Have the plugins of `config` make `interface` in the pod, as a runtime on the node would.
 
-    Raises `OSError` with what the plugin that failed says.
+    `ips` are those of the pod's annotation, for plugins with that capability. Raises `OSError` with
+    what the plugin that failed says.
     """
     result: Config = {}
     for plugin in config["plugins"]:
         request = {key: config[key] for key in ("cniVersion", "name")} | plugin
+        if request.pop("capabilities", {}).get("ips"):
+            request["runtimeConfig"] = {"ips": ips}
         if result:
             request["prevResult"] = result
         result = _add(lab, interface, request)
