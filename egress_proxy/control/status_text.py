@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from egress_proxy.telemetry.status import Check, Destination, Status
+    from egress_proxy.telemetry.status import Check, Destination, ListenerState, Status
 
 # What needs attention comes first.
-_ORDER = ("failed", "refusing", "paused", "listening", "removed")
-_SERVING = "listening"
+_ORDER: tuple[ListenerState, ...] = (
+    "failed",
+    "failing",
+    "refusing",
+    "paused",
+    "listening",
+    "removed",
+)
 _HEADINGS = ("PORT", "STATE", "ACTIVE", "TOTAL", "DESTINATION", "ADDRESSES", "LAST FAILURE")
 
 
@@ -22,7 +28,8 @@ def lines(ready: Iterable[Check], status: Status) -> Iterator[str]:
     problems = [problem for check in checks for problem in check.problems]
     warnings = [warning for check in checks for warning in check.warnings]
     state = "not ready" if problems else "ready"
-    yield f"egress-proxy {status.version}, {state}, {_at(status.now)}"
+    where = f"{status.pod} on {status.node}" if status.node else status.pod
+    yield f"egress-proxy {status.version} in {where}, {state}, {_at(status.now)}"
     yield from (f"  problem: {problem}" for problem in problems)
     yield from (f"  warning: {warning}" for warning in warnings)
     yield f"started      {_at(status.started)}"
@@ -30,21 +37,14 @@ def lines(ready: Iterable[Check], status: Status) -> Iterator[str]:
     yield f"connections  {status.active} of at most {status.maximum}"
     yield f"destinations {_counts(status.destinations)}"
     yield ""
-    rows = [_HEADINGS, *map(_row, sorted(status.destinations, key=_urgency))]
+    rows = [_HEADINGS, *map(_row, sorted(status.destinations, key=_order))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     for row in rows:
         yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
-def _urgency(destination: Destination) -> tuple[int, int, int]:
-    failing = destination.state == _SERVING and _unhealthy(destination)
-    return (not failing) and _ORDER.index(destination.state), not failing, destination.listener
-
-
-def _unhealthy(destination: Destination) -> bool:
-    return bool(destination.upstreams) and not any(
-        upstream.healthy for upstream in destination.upstreams
-    )
+def _order(destination: Destination) -> tuple[int, int]:
+    return _ORDER.index(destination.state), destination.listener
 
 
 def _row(destination: Destination) -> tuple[str, ...]:

@@ -1,0 +1,68 @@
+"""The status as text: what needs attention first, one line per destination."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+
+from egress_proxy.control.status_text import lines
+from egress_proxy.telemetry.status import Failure, ListenerState, Source, readiness
+from tests.support.statuses import destination, status
+
+STATES = get_args(ListenerState)
+
+
+def text(*, source: str = "", draining: bool = False) -> list[str]:
+    taken = status(
+        *(destination(state, port=port) for port, state in enumerate(STATES, start=80)),
+        source=source,
+        draining=draining,
+    )
+    ready = readiness(
+        draining=draining,
+        sources=taken.sources,
+        ports=taken.destinations,
+        reloads=taken.reloads,
+    )
+    return list(lines(ready, taken))
+
+
+def test_every_state_has_its_line_and_trouble_comes_first() -> None:
+    told = text()
+    table = told[told.index("") + 1 :]
+    assert table[0].split()[:3] == ["PORT", "STATE", "ACTIVE"]
+    assert [row.split()[1] for row in table[1:]] == [
+        "failed",
+        "failing",
+        "refusing",
+        "paused",
+        "listening",
+        "removed",
+    ]
+    assert len(table) == 1 + len(STATES)
+    assert "destinations 1 failed, 1 failing, 1 refusing, 1 paused, 1 listening, 1 removed" in told
+    assert any(line.startswith("  warning: ") for line in told)
+
+
+def test_what_makes_the_pod_unready_is_told() -> None:
+    told = text(draining=True)
+    assert (
+        told[0]
+        == "egress-proxy 1.0 in egress/router-1 on worker-3, not ready, 1970-01-01 00:00:02Z"
+    )
+    assert told[1] == "  problem: the pod is draining"
+
+
+def test_a_source_that_is_gone_and_a_failure_are_told_with_their_time() -> None:
+    taken = status(
+        msgspec.structs.replace(
+            destination(), last_failure=Failure(what="connect_refused", at=60.0), upstreams=()
+        )
+    )
+    taken = msgspec.structs.replace(
+        taken, sources=(Source(address="192.0.2.99", problem="no interface has it"),)
+    )
+    told = list(lines((), taken))
+    assert "source       192.0.2.99 (no interface has it)" in told
+    assert told[-1].endswith("none       connect_refused at 1970-01-01 00:01:00Z")
