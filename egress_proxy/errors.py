@@ -6,15 +6,15 @@
     ├── ConfigurationError     what the admin wrote is wrong; exit status 2
     └── PlatformError          the pod, node or network lacks something; exit status 1
 
-Both carry `Problem` values, one for each thing to mend, so that an admin sees all of them in one
-go. Text is made in ``__str__`` only; whoever catches an error reads its fields.
+Both carry `Problem` values, one for each thing to correct, so that an administrator sees all of
+them together. Text is made only in ``__str__``; code that catches an error reads its fields.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A value is quoted in full up to this many characters: a line must stay one line of a terminal,
+# A longer value is cut after this many characters: a message should fit on one line of a terminal,
 # and the kubelet keeps only 4096 bytes of a termination message.
 QUOTED_CHARACTERS = 80
 
@@ -28,11 +28,11 @@ def quote(value: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing to mend.
+    """One thing to correct.
 
-    `variable` is the environment variable to look at, or empty where none is at fault; `line` is
-    the line in its value, counted from 1; `value` is the offending text; `reason` says what is
-    wrong and `cure` what to do about it.
+    `variable` is the wrong environment variable, or empty if none is; `line` is the line in its
+    value, counted from 1; `value` is the wrong text; `reason` says what is wrong and `cure` what to
+    do about it, or is empty.
     """
 
     variable: str = ""
@@ -53,7 +53,7 @@ class Problem:
 
 
 class EgressProxyError(Exception):
-    """Any failure that ends a command; `problems` says what to mend, one entry a problem."""
+    """Any failure that ends a command; `problems` says what to correct."""
 
     exit_status = 1
 

@@ -98,17 +98,17 @@ class Report:
             print(line)  # noqa: T201 - the command's output
 
     def _print_json(self, problems: Sequence[Problem], exit_status: int) -> None:
-        told = {
+        report = {
             "exit_status": exit_status,
             "problems": [dataclasses.asdict(problem) for problem in problems],
             "findings": self.findings,
             "plan": self.plan,
         }
-        text = msgspec.json.format(msgspec.json.encode(told), indent=2).decode()
+        text = msgspec.json.format(msgspec.json.encode(report), indent=2).decode()
         print(text)  # noqa: T201 - the command's output
 
 
 def _key(problem: Problem) -> tuple[object, ...]:
-    """What makes a problem the same for two commands: not what each of them lists in brackets."""
+    """Two commands have the same problem if this is equal; details in parentheses may differ."""
     reason = problem.reason.partition(" (")[0]
     return problem.variable, problem.line, problem.value, reason

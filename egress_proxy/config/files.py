@@ -69,7 +69,7 @@ def in_time(work: Callable[[], T], timeout_s: float = TIMEOUT_S) -> T:
 class OffLoop:
     """Calls that may hang, for the event loop: one at a time.
 
-    A call that hangs keeps its thread; until it returns, further calls fail at once.
+    A call that hangs keeps its thread. Until it returns, further calls fail at once.
     """
 
     def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
@@ -111,7 +111,7 @@ def _too_slow() -> OSError:
 def _start(work: Callable[[], T]) -> Future[T]:
     """Run `work` in a thread of its own. Raises `OSError` when there can't be another thread."""
     future: Future[T] = Future()
-    # Now it can't be cancelled, and takes a result that nobody waits for any longer.
+    # From now on it can't be cancelled, so that setting its result never fails.
     future.set_running_or_notify_cancel()
 
     def run() -> None:

@@ -1,6 +1,6 @@
 """The environment variables of `egress-proxy run`: each one's name, default, parser and meaning.
 
-What several of them say together is `settings`' to judge.
+`settings` checks what depends on several of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENDPOINT = re.compile(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]*)):(?P<port>[0-9]{1
 
 
 class AdminListen(NamedTuple):
-    """Where health, metrics and status are; without an address, wherever the cluster reaches it."""
+    """Where health, metrics and status are served; without an address, on the pod network."""
 
     address: Address | None
     port: int
@@ -52,12 +52,14 @@ def _parse_listen(text: str) -> Literal["auto"] | tuple[Address, ...]:
     addresses = variables.parse_addresses(text, cure="write auto, or for example 192.0.2.10")
     for address in addresses:
         if addresses.count(address) > 1:
-            raise RefusedError("the address is there twice", "write it once", str(address))
+            raise RefusedError("the address occurs twice", "write it once", str(address))
         if address.is_unspecified and any(
             other.version == address.version and other != address for other in addresses
         ):
             raise RefusedError(
-                "this is every address of its family", "write it without the others", str(address)
+                "this means all addresses of its family",
+                "remove the others of that family",
+                str(address),
             )
     return addresses
 
@@ -74,7 +76,7 @@ def _parse_maximum(text: str) -> int | None:
 def _parse_health_interval(text: str) -> float:
     interval_s = _parse_duration_or_off(text)
     if 0 < interval_s < 1:
-        raise RefusedError("remotes would be checked too often", "write 1s or longer, or off")
+        raise RefusedError("the checks would come too often", "write 1s or longer, or off")
     return interval_s
 
 

@@ -1,12 +1,12 @@
 """Environment variables: what one is, and how its text becomes a value.
 
-A `Variable` knows its name, its default, how to parse it and what it means, so that reading it,
-explaining it and blaming it are one definition. Parsers take the stripped text and raise
-`RefusedError` with a reason and a cure; `Reader` turns that into a `Problem` that names the
-variable, and keeps going, so that all problems are told in one go.
+A `Variable` has its name, its default, its parser and its meaning, so that one definition serves
+for reading it, for the help and for error messages. A parser takes the stripped text and raises
+`RefusedError` with a reason and a cure. `Reader` turns that into a `Problem` that names the
+variable, and continues, so that all problems are reported together.
 
-Trust boundary: the text comes from a pod spec, that is from a cluster admin, who makes typing
-errors but is no attacker.
+Trust boundary: the text comes from a pod spec, that is from a cluster administrator, who makes
+typing errors but does not attack.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _LONG_UNIT_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _WHOLE_UNITS = (("h", 3600), ("m", 60), ("s", 1))
 _NEVER = frozenset({"never", "none", "infinite", "infinity", "inf", "unlimited", "forever"})
 _QUOTED = re.compile(r"^[\"']|[\"']$")
-# A week: longer is a typing error, and a timer beyond it is as good as none.
+# A week: a longer duration is a typing error.
 MAX_DURATION_S = 7 * 24 * 3600.0
 _LOG_FORMATS: dict[str, LogFormat] = {"console": "console", "json": "json", "": ""}
-# How alike names must be to be taken for each other: DEST and DESTINATION are (difflib's ratio).
+# How similar two names must be for a suggestion (difflib's ratio): DEST and DESTINATION are.
 _NEAR = 0.4
 _OFF = frozenset({"", "0", "false", "no", "off"})
 
 
 class RefusedError(ValueError):
-    """A text that a parser does not take: `reason` is what is wrong, `cure` what to write."""
+    """A text that a parser refuses: `reason` is what is wrong, `cure` what to write instead."""
 
     def __init__(self, reason: str, cure: str, value: str | None = None) -> None:
         super().__init__(reason, cure)
@@ -66,7 +66,7 @@ class RefusedError(ValueError):
     def problem(
         self, variable: str, text: str | None = None, *, line: int | None = None
     ) -> Problem:
-        """What to mend in `variable`; `text` is blamed, where no part of it is."""
+        """The problem of `variable`; its value is `text`, unless the error names a part of it."""
         value = text if self.value is None else self.value
         return Problem(
             variable=variable, line=line, value=value, reason=self.reason, cure=self.cure
@@ -75,7 +75,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Variable(Generic[T]):
-    """One environment variable; `default` is text, parsed like any other (None: it has none)."""
+    """One environment variable; `default` is text, parsed like any other, or None."""
 
     name: str
     default: str | None
@@ -84,7 +84,7 @@ class Variable(Generic[T]):
 
 
 class Reader:
-    """Reads variables from `environ`, and collects a `Problem` for each that can't be read."""
+    """Reads variables from `environ`, and collects a `Problem` for each wrong one."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -95,9 +95,9 @@ class Reader:
         return self.environ.get(variable.name, "").strip() or (variable.default or "")
 
     def read(self, variable: Variable[T]) -> T:
-        """The variable's value. When it is wrong there is a problem more and the value is void:
+        """The variable's value. If it is wrong, a problem is added and the value is not usable.
 
-        call `raise_problems` before any value is used.
+        Call `raise_problems` before using any value.
         """
         text = self.text(variable)
         try:
@@ -121,7 +121,7 @@ class Reader:
         self.problems.append(error.problem(variable.name, text))
 
     def raise_problems(self) -> None:
-        """Raise `ConfigurationError` with everything collected so far, if there is anything."""
+        """Raise `ConfigurationError` with all problems collected so far, if there are any."""
         if self.problems:
             raise ConfigurationError(*self.problems)
 
@@ -190,7 +190,7 @@ def parse_positive_duration(text: str) -> float:
     """A duration that is not zero, as seconds."""
     seconds = parse_duration(text)
     if seconds == 0:
-        raise RefusedError("zero makes no sense here", "write for example 10s")
+        raise RefusedError("zero is not allowed here", "write for example 10s")
     return seconds
 
 
@@ -205,7 +205,7 @@ def parse_name(text: str) -> str:
 
 
 def parse_address(text: str, *, cure: str = "write for example 192.0.2.10") -> Address:
-    """One IPv4 or IPv6 address without a scope; `cure` says what else may stand there."""
+    """One IPv4 or IPv6 address without a scope; `cure` says what else the variable may contain."""
     refuse_quotation_marks(text)
     try:
         address = ipaddress.ip_address(text)
@@ -235,7 +235,7 @@ def _mistaken_address(text: str) -> tuple[str, str] | None:
 
 
 def split_list(text: str) -> list[str]:
-    """The stripped entries of a comma list; a trailing comma is fine, an empty entry is not."""
+    """The stripped entries of a comma list. A trailing comma is allowed, an empty entry is not."""
     entries = [entry.strip() for entry in text.split(",")]
     if entries[-1] == "":
         entries.pop()
@@ -252,7 +252,7 @@ def parse_addresses(
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """A comma list of networks in CIDR form; an address alone is a network of one."""
+    """A comma list of networks in CIDR form; a single address is a network of one address."""
     return tuple(map(_parse_network, split_list(text))) if text else ()
 
 
@@ -269,7 +269,7 @@ def _parse_network(entry: str) -> Network:
 
 
 def parse_log_format(text: str) -> LogFormat:
-    """``console``, ``json``, or empty: decide by where the log goes."""
+    """``console``, ``json``, or empty, which means console on a terminal and JSON elsewhere."""
     if text not in _LOG_FORMATS:
         raise RefusedError("not a log format", "write json or console")
     return _LOG_FORMATS[text]
@@ -293,5 +293,5 @@ LOG_FORMAT = Variable(
     "EGRESS_DNS_PROXY_LOG_FORMAT",
     "",
     parse_log_format,
-    "json or console; by default console on a terminal, else json",
+    "json or console; empty: console on a terminal, otherwise json",
 )

@@ -66,9 +66,9 @@ class _Good(NamedTuple):
 class NameRefresher:
     """Keeps the addresses of one name fresh for all ports that lead to it.
 
-    `policy` may be replaced; the next answer is judged by the new one, and `reapply_policy` does
-    not wait for it. `stale_timeout_s` is how long the last good addresses are used while look-ups
-    fail; 0 is for ever.
+    `policy` may be replaced; the next answer is checked against the new one, and `reapply_policy`
+    applies it to the last answer at once. `stale_timeout_s` is how long the last good addresses are
+    used while look-ups fail; 0 is for ever.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """What resolv.conf(5) says, as a frozen value. Pure.
 
-c-ares reads the file too, but tells neither its search list nor why it could not read it. Left out:
-``ndots`` (a name is always looked up as it is first), ``sortlist``, and the environment variables
-LOCALDOMAIN and RES_OPTIONS.
+c-ares reads the file too, but exposes neither the search list nor the reason when it can't read it.
+Left out: ``ndots`` (a name is always looked up as it is first), ``sortlist``, and the environment
+variables LOCALDOMAIN and RES_OPTIONS.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class AddressMonitor:
 
     @property
     def families(self) -> frozenset[int]:
-        """The address families that can be sent from now."""
+        """The address families that have a usable source address now."""
         if not self._sources:
             return frozenset({socket.AF_INET, socket.AF_INET6})
         if self._read_deprecated is not None:
@@ -98,7 +98,7 @@ class AddressMonitor:
         )
 
     def start(self) -> None:
-        """Watch from now on, what has changed since the sources were chosen included."""
+        """Start to watch; a change since the sources were chosen is reported at once."""
         self._events = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
         )
@@ -133,7 +133,8 @@ class AddressMonitor:
         try:
             self.refresh()
         except OSError:
-            # Out of descriptors, say. No further message may come, so a timer tries again.
+            # Out of descriptors, for example. There may be no further message, so a timer tries
+            # again.
             self._retry = self._loop.call_later(_RETRY_S, self._refresh_or_retry)
 
     def refresh(self) -> None:
@@ -179,7 +180,7 @@ def _problem(
 def choose_sources(settings: Settings, pod: Pod) -> dict[int, str]:
     """The source address of each family; empty when the kernel chooses.
 
-    Raises `PlatformError` when the wanted one is not there.
+    Raises `PlatformError` when a configured address is not on the pod.
     """
     if settings.source == "any":
         return {}
@@ -211,14 +212,14 @@ def choose_sources(settings: Settings, pod: Pod) -> dict[int, str]:
 def choose_listen_points(
     settings: Settings, inside: tuple[ListenPoint, ...]
 ) -> tuple[ListenPoint, ...]:
-    """Where clients are served: `inside`, where the cluster is, unless the admin says where."""
+    """Where to listen for clients: `inside`, the pod network, unless LISTEN names addresses."""
     if settings.listen == "auto":
         return inside
     return tuple(addresses.ListenPoint(address, "") for address in settings.listen)
 
 
 def families_to_ask_for(sources: Mapping[int, str], interfaces: Interfaces) -> set[int]:
-    """The families of addresses that are of use: those that there is a source for."""
+    """The address families to look up: those that have a source address."""
     if sources:
         return set(sources)
     # The kernel chooses the source; it has an IPv6 one if any interface has.

@@ -1,7 +1,7 @@
 """The pod's own addresses: which ones to listen on, and which one remotes see.
 
-`read_…` ask the kernel (getifaddrs(3) and netdevice(7), through psutil; /proc/net/if_inet6),
-`ListenPoint.bind` takes a port; the rest is pure.
+The functions `read_…` ask the kernel (getifaddrs(3) and netdevice(7), through psutil, and
+/proc/net/if_inet6); `ListenPoint.bind` binds a port; everything else is pure.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 def read_interfaces(
     ask: Callable[[], Mapping[str, Sequence[Any]]] = psutil.net_if_addrs,
 ) -> dict[str, tuple[Address, ...]]:
-    """Every interface's addresses; an interface without one is there with an empty tuple."""
+    """The addresses of every interface; an interface without any has an empty tuple."""
     return {
         name: tuple(
-            # An IPv6 link-local address comes with its scope behind a %.
+            # An IPv6 link-local address has its scope after a %.
             ipaddress.ip_address(entry.address.partition("%")[0])
             for entry in entries
             if entry.family in _FAMILIES
@@ -94,12 +94,12 @@ def _reserved(address: str, netmask: str) -> Iterator[Address]:
 def read_down_interfaces(
     ask: Callable[[], Mapping[str, Any]] = psutil.net_if_stats,
 ) -> frozenset[str]:
-    """The interfaces that can't carry a packet: down, or without a carrier (IFF_RUNNING)."""
+    """The interfaces that can't send: down, or without a carrier (IFF_RUNNING)."""
     return frozenset(name for name, stats in ask().items() if not stats.isup)
 
 
 def read_autoconfigured_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[Address]:
-    """IPv6 addresses that a router on the link has lent, not an admin (RFC 4862)."""
+    """IPv6 addresses from router advertisements, which no administrator reserved (RFC 4862)."""
     try:
         lines = table.read_text("ascii").splitlines()
     except FileNotFoundError:
@@ -135,11 +135,10 @@ def source_addresses(
     variable: str,
     autoconfigured: Collection[Address] = frozenset(),
 ) -> tuple[Address, ...]:
-    """The addresses that remotes see: the egress interface's first global one of each family.
+    """The addresses that remote hosts see: the egress interface's first global one of each family.
 
-    Those in `autoconfigured` are nobody's reservation, and left out.
-
-    Raises `PlatformError` when there is none; `variable` is the one that can name another source.
+    Those in `autoconfigured` are left out, because nobody reserved them. Raises `PlatformError`
+    when there is none; `variable` is the one in which the administrator can set another source.
     """
     cure = f"check that init has run, or set {variable} to an address, or to any for a trial"
     if egress_interface not in interfaces:
@@ -169,13 +168,13 @@ def source_addresses(
 
 
 class ListenPoint(NamedTuple):
-    """An address to listen on, for clients that come in by `device` (empty: by any)."""
+    """An address to listen on, for clients that arrive through `device` (empty: through any)."""
 
     address: Address
     device: str
 
     def bind(self, port: int) -> socket.SocketType:
-        """A non-blocking TCP socket that has taken `port`, not listening yet. Raises `OSError`."""
+        """A non-blocking TCP socket, bound to `port` and not listening yet. Raises `OSError`."""
         family = family_of(self.address)
         sock = socket.SocketType(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -194,12 +193,13 @@ class ListenPoint(NamedTuple):
 def listen_points(
     interfaces: Interfaces, egress_interface: str, *, by_device: bool
 ) -> tuple[ListenPoint, ...]:
-    """Every address of the pod but the egress interface's, so that the LAN can't use the pod.
+    """Every address of the pod except the egress interface's, so that the LAN can't use the pod.
 
-    Linux takes a packet for any of its addresses on any interface (RFC 1122 section 3.3.4.2, the
-    weak host model), so a LAN host that routes the pod's address to the egress interface would
-    get in: with `by_device`, an address is listened on for its own interface, and for clients
-    inside the pod. Link-local addresses are left out: clients in a cluster don't use them.
+    Linux accepts a packet for any of its addresses on any interface (RFC 1122 section 3.3.4.2, the
+    weak host model), so a LAN host that routes the pod's address to the egress interface could
+    connect. With `by_device`, an address is listened on only for clients that arrive through its
+    own interface or from inside the pod. Link-local addresses are left out: clients in a cluster do
+    not use them.
     """
     taken = interfaces.get(egress_interface, ())
     points = []
@@ -209,7 +209,7 @@ def listen_points(
                 continue
             devices = (name, LOOPBACK) if by_device else ("",)
             points += [ListenPoint(address, device) for device in devices]
-    # Two interfaces may have the same address; the second listener on it would fail.
+    # Two interfaces may have the same address, and the second listener on it would fail.
     return tuple(dict.fromkeys(points))
 
 
@@ -232,7 +232,7 @@ def pod_network_addresses(interfaces: Interfaces, egress_interface: str) -> tupl
 
 
 def can_listen_by_device() -> bool:
-    """Whether this process may bind a socket to an interface: from Linux 5.7 on, anyone may."""
+    """Whether this process may bind a socket to an interface; from Linux 5.7 on, every one may."""
     with socket.socket() as sock:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, LOOPBACK.encode())

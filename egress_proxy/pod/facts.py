@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class Pod:
     """The pod's interfaces, and the limits of this process in it.
 
-    `autoconfigured` are the addresses that nobody reserved; `reserved` are the network and
-    broadcast addresses of its networks; `listens_by_device` says whether a socket may be bound to
-    an interface; `descriptors` is the limit of open files.
+    `autoconfigured` are addresses from router advertisements; `reserved` are the network and
+    broadcast addresses of the pod's networks; `listens_by_device` says whether a socket may be
+    bound to an interface; `descriptors` is the limit of open files.
     """
 
     interfaces: Interfaces

@@ -73,8 +73,8 @@ def destination_problems(
 ) -> list[Problem]:
     """Why nothing can connect to `destination`, which `variable` asks for.
 
-    `sources` are the families that have a source address; with none the kernel chooses. The
-    addresses of a name are judged later, with every answer.
+    `sources` are the families that have a source address; without any, the kernel chooses. The
+    addresses of a name are checked later, with every answer.
     """
     host = destination.host
     if isinstance(host, str):

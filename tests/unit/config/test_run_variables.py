@@ -65,13 +65,13 @@ INVALID: list[tuple[str, str, str]] = [
     (
         f"{P}LISTEN",
         "192.0.2.1,192.0.2.1",
-        "'192.0.2.1': the address is there twice; write it once",
+        "'192.0.2.1': the address occurs twice; write it once",
     ),
     *(
         (
             f"{P}LISTEN",
             text,
-            f"'{every}': this is every address of its family; write it without the others",
+            f"'{every}': this means all addresses of its family; remove the others of that family",
         )
         for text, every in (("192.0.2.1,0.0.0.0", "0.0.0.0"), ("::,2001:db8::1", "::"))
     ),
@@ -88,7 +88,7 @@ INVALID: list[tuple[str, str, str]] = [
     (
         f"{P}HEALTH_INTERVAL",
         "500ms",
-        "'500ms': remotes would be checked too often; write 1s or longer, or off",
+        "'500ms': the checks would come too often; write 1s or longer, or off",
     ),
     (f"{P}CONNECT_TIMEOUT", "0", "'0': zero makes no sense here; write for example 10s"),
     *(

@@ -87,7 +87,7 @@ INVALID: list[tuple[Callable[[str], object], str, RefusedError]] = [
         (
             variables.parse_positive_duration,
             text,
-            RefusedError("zero makes no sense here", "write for example 10s"),
+            RefusedError("zero is not allowed here", "write for example 10s"),
         )
         for text in ("0", "0.0ms")
     ),
