@@ -90,7 +90,7 @@ INVALID: list[tuple[str, str, str]] = [
         "500ms",
         "'500ms': the checks would come too often; write 1s or longer, or off",
     ),
-    (f"{P}CONNECT_TIMEOUT", "0", "'0': zero makes no sense here; write for example 10s"),
+    (f"{P}CONNECT_TIMEOUT", "0", "'0': zero is not allowed here; write for example 10s"),
     *(
         (f"{P}{name}_TIMEOUT", "soon", f"'soon': {_DURATION}")
         for name in ("CONNECT", "IDLE", "HALF_CLOSE", "DRAIN", "WITHDRAWN")
