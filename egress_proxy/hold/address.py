@@ -57,6 +57,7 @@ class ReservedAddresses:
         self._sources = sources
         self._lifetime_s = lifetime_s
         self._clock = clock
+        self._kept = False
 
     def present(self) -> bool:
         """Whether the kernel has all of them."""
@@ -71,10 +72,12 @@ class ReservedAddresses:
         if self._clock() > deadline:
             return False
         index = socket.if_nametoindex(self._interface)
-        for source in self._sources:
-            self._put_address(source, index, self._lifetime_s)
-            for destination, gateway in _routes(source):
-                _put_route(source, index, destination, gateway)
+        if not self._kept:
+            # The kernel takes a route only once it has the route's source. `run` connects as soon
+            # as an address is there that is not deprecated, and has to find the routes.
+            self._put(index, 0)
+        self._put(index, self._lifetime_s)
+        self._kept = True
         if self._clock() > deadline:
             self.drop()
             return False
@@ -88,6 +91,7 @@ class ReservedAddresses:
 
     def drop(self) -> None:
         """Remove them, and their routes."""
+        self._kept = False
         try:
             index = socket.if_nametoindex(self._interface)
         except OSError:
@@ -97,6 +101,12 @@ class ReservedAddresses:
             for destination, gateway in _routes(source):
                 _forgive(_RTM_DELROUTE, _route(source, index, destination, gateway))
             _forgive(_RTM_DELADDR, _address(source, index))
+
+    def _put(self, index: int, preferred_s: int) -> None:
+        for source in self._sources:
+            self._put_address(source, index, preferred_s)
+            for destination, gateway in _routes(source):
+                _put_route(source, index, destination, gateway)
 
     def _put_address(self, source: Source, index: int, preferred_s: int) -> None:
         # struct ifa_cacheinfo: preferred and valid lifetime in seconds, and two times of its own.

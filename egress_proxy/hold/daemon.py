@@ -128,7 +128,6 @@ class Hold:
         try:
             self._open()
             await self._serve()
-            self._labels.show_role(active=False)
             self._supervisor.spawn("watch the lease", self._watch)
             self.feed(messages.Tick())
             problem = await self._ended

@@ -33,8 +33,6 @@ _RETRY_FIRST_S = 0.1
 _RETRY_LAST_S = 2.0
 # Labels that somebody else has changed are put right that often.
 _REPEAT_S = 10.0
-# The next active pod labels this one too. This is for the case that there is none.
-_STAND_DOWN_S = 3.0
 
 
 class Pods(Protocol):
@@ -74,11 +72,19 @@ class Labels:
         self._gateway: asyncio.Task[None] | None = None
 
     def show_role(self, *, active: bool) -> None:
-        """Keep the roles true from now on."""
+        """Active: keep this pod the only endpoint from now on; else leave that to the next one.
+
+        A pod that is active no more does not label itself: until another one does, clients wait in
+        it, and without any endpoint they would be refused. Nor does a standby: it may have been
+        labelled active already, by one that hands over to it.
+        """
+        if self._role is not None:
+            self._role.cancel()
+            self._role = None
         if active:
-            self._show(lambda: self._repeat(self._become_active, every_s=_REPEAT_S))
-        else:
-            self._show(lambda: self._repeat(self._become_standby, after_s=_STAND_DOWN_S))
+            self._role = self._supervisor.spawn(
+                "label", lambda: self._repeat(self._become_active, every_s=_REPEAT_S)
+            )
 
     def show_gateway(self, *, heard: bool) -> None:
         """Say on the own pod whether it hears the gateway."""
@@ -99,24 +105,15 @@ class Labels:
 
     async def hand_over(self, successor: str) -> None:
         """Make `successor` the endpoint, and then the own pod none. Raises `ApiError`."""
-        if self._role is not None:
-            self._role.cancel()
+        self.show_role(active=False)
         await self._label(successor, ACTIVE)
         await self._label(self._identity, STANDBY)
-
-    def _show(self, work: Callable[[], Awaitable[None]]) -> None:
-        if self._role is not None:
-            self._role.cancel()
-        self._role = self._supervisor.spawn("label", work)
 
     async def _become_active(self) -> None:
         await self._label(self._identity, ACTIVE)
         for pod in await self.list_pods():
             if pod.name != self._identity and pod.labels.get(ROLE_LABEL) == ACTIVE:
                 await self._label(pod.name, STANDBY)
-
-    async def _become_standby(self) -> None:
-        await self._label(self._identity, STANDBY)
 
     async def _label(self, pod: str, role: str) -> None:
         await self._pods.patch_pod(
@@ -127,15 +124,10 @@ class Labels:
         )
 
     async def _repeat(
-        self,
-        work: Callable[[], Awaitable[None]],
-        *,
-        after_s: float = 0.0,
-        every_s: float | None = None,
+        self, work: Callable[[], Awaitable[None]], *, every_s: float | None = None
     ) -> None:
         """Do `work` until it is done; with `every_s`, again and again."""
         pause_s = 0.0
-        await asyncio.sleep(after_s)
         while True:
             try:
                 await work()

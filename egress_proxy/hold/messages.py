@@ -182,7 +182,7 @@ class HandOver:
 
 @dataclass(frozen=True, slots=True)
 class ShowRole:
-    """Keep the labels true until told otherwise: this pod active and then the others standby."""
+    """Active: keep this pod the only one that is labelled so; else change no labels any more."""
 
     active: bool
 

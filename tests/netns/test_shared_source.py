@@ -157,4 +157,4 @@ def test_a_rollout_fails_no_client() -> None:
         for name in "abc":
             nodes.roll(name)
             wait_until(partial(_more_served, clients, clients.served + 20))
-        assert clients.failed == []
+        assert [(client.error, round(client.wait_s, 3)) for client in clients.failed] == []

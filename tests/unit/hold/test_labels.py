@@ -107,4 +107,15 @@ def test_what_is_wanted_last_holds() -> None:
     pods, _ = labelled(act)
     annotations: list[Any] = [one for one in pods.annotated if "egress-proxy/gateway" in one]
     assert annotations == [{"egress-proxy/gateway": "silent"}]
-    assert [patch for patch in pods.patched if patch[1] is not None] == [("a", "standby")]
+    assert [patch for patch in pods.patched if patch[1] is not None] == []
+
+
+def test_a_pod_that_was_labelled_active_by_another_one_leaves_it_at_that() -> None:
+    """A standby that made itself one would take the Service its only endpoint."""
+
+    async def act(labels: Labels) -> None:
+        labels.show_role(active=False)
+        await asyncio.sleep(100)
+
+    pods, _ = labelled(act)
+    assert pods.patched == []
