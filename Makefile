@@ -52,6 +52,10 @@ docs: install ## make the documents that are made from the code
 demo: install ## show the main job at work, in network namespaces of its own
 	@$(BIN)/python -m tests.support.demo
 
+.PHONY: demo-ha
+demo-ha: install ## show two pods with one reserved address, in network namespaces of its own
+	@$(BIN)/python -m tests.support.demo_ha
+
 .PHONY: style
 style: install ## check style
 	$(BIN)/ruff format --check .

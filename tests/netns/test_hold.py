@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 from contextlib import contextmanager
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -66,17 +65,9 @@ def running(
         for name in names:
             nodes.start(name, **variables)
         active, standby = nodes.active(spy)
-        wait_until(lambda: all(annotation(nodes, name) == "heard" for name in names))
+        for name in names:
+            nodes.wait_for_gateway(name)
         yield nodes, spy, active, standby
-
-
-def annotation(nodes: TwoNodes, name: str) -> str:
-    found = nodes.api.pod(NAMESPACE, name)["metadata"].get("annotations", {})
-    return str(found.get("egress-proxy/gateway", ""))
-
-
-def _hears(nodes: TwoNodes, name: str) -> bool:
-    return annotation(nodes, name) == "heard"
 
 
 def role(nodes: TwoNodes, name: str) -> str:
@@ -355,7 +346,7 @@ def test_three_pods_are_rolled_one_after_the_other() -> None:
         for name in "abc":
             nodes.roll(name)
             wait_until(lambda: spy.owner() is not None)
-            wait_until(partial(_hears, nodes, name))
+            nodes.wait_for_gateway(name)
         assert spy.gap_s(began_at) < 1
         assert sorted(role(nodes, name) for name in "abc") == ["active", "standby", "standby"]
 

@@ -215,6 +215,25 @@ class TwoNodes(ExitStack):
         if pod.proxy is not None:
             pod.proxy.kill()
 
+    def revive(self, name: str) -> None:
+        """Power on: the cables, a new pod, its containers."""
+        self.cluster.netlink(lambda ip: ip.link("set", ifname=f"pod-{name}", state="up"))
+        self.set_port(name, up=True)
+        self.api.delete_pod(NAMESPACE, name, grace_s=0)
+        self._create(name)
+        self.start(name).wait_for("hold.started")
+        if self.pods[name].proxy is not None:
+            self.run(name, EGRESS_DNS_PROXY_DEBUG="0")
+
+    def wait_for_gateway(self, name: str) -> None:
+        """Wait until the pod says that it hears the gateway."""
+        wait_until(lambda: self.annotation(name) == "heard")
+
+    def annotation(self, name: str) -> str:
+        """What the pod says about the gateway."""
+        found = self.api.pod(NAMESPACE, name)["metadata"].get("annotations", {})
+        return str(found.get("egress-proxy/gateway", ""))
+
     def set_port(self, name: str, *, up: bool, carrier: bool = False) -> None:
         """The node's port of the switch; with `carrier` the node notices.
 
