@@ -167,6 +167,10 @@ bench-steps: $(BENCH_VENV)/installed ## compare with earlier commits of this pro
 bench-scaling: $(BENCH_VENV)/installed ## compare two processes with one, and HAProxy's threads
 	$(BENCH_VENV)/bin/python -m bench.scaling --rounds $(or $(ROUNDS),5)
 
+.PHONY: bench-redirect
+bench-redirect: $(BENCH_VENV)/installed ## compare redirect mode's rules with plain forwarding and HAProxy
+	$(BENCH_VENV)/bin/python -m bench.redirect --rounds $(or $(ROUNDS),5)
+
 .PHONY: bench-syscalls
 bench-syscalls: $(BENCH_VENV)/installed ## count the system calls per connection
 	$(BENCH_VENV)/bin/python -m bench --syscalls $(if $(PEERS),--peers $(PEERS))
