@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import importlib.util
 import io
 import os
@@ -24,6 +23,12 @@ from egress_proxy.config import hold_variables, run_variables, settings, sources
 from egress_proxy.config.explanations import explain, value_in_effect
 from egress_proxy.config.variables import Reader, unknown_names
 from egress_proxy.errors import EgressProxyError, PlatformError
+from egress_proxy.failures import (
+    fill_standard_descriptors,
+    report_failure,
+    report_warnings,
+    write_termination_message,
+)
 from egress_proxy.init import settings as init_settings
 
 if TYPE_CHECKING:
@@ -32,13 +37,9 @@ if TYPE_CHECKING:
     from egress_proxy.config.settings import Settings
     from egress_proxy.config.sources import Source
     from egress_proxy.config.variables import Variable
-    from egress_proxy.errors import Problem
 
-# Kubernetes' default terminationMessagePath, and as much of it as the kubelet keeps.
+# Kubernetes' default terminationMessagePath.
 TERMINATION_LOG = Path("/dev/termination-log")
-_TERMINATION_OCTETS = 4096
-# For "and so many more": a text has fewer than a million lines.
-_ROOM = len("\n… and 999999 more".encode())
 
 _VARIABLES: dict[str, tuple[Variable[Any], ...]] = {
     "init": init_settings.VARIABLES,
@@ -57,6 +58,7 @@ def main(
     termination_log: Path = TERMINATION_LOG,
 ) -> int:
     """Run one command; returns its exit status."""
+    fill_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A value may have characters that the terminal's encoding has not.
@@ -66,9 +68,9 @@ def main(
     try:
         command(options, environ)
     except EgressProxyError as error:
-        _complain(str(error))
+        report_failure(options.name, error, environ)
         if options.name in _VARIABLES:
-            _write_termination_message(str(error), termination_log)
+            write_termination_message(str(error), termination_log)
         return error.exit_status
     except BrokenPipeError:
         # Nobody reads the output any longer; Python would complain when it flushes it.
@@ -79,14 +81,15 @@ def main(
 
 def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Configure the egress interface."""
-    _warn_of_unknown_names(environ)
+    _warn_of_unknown_names("init", environ)
     wanted = init_settings.read_settings(environ)
 
     # Only this command pays for pyroute2: 25 MB resident.
     from egress_proxy.init import run as init_run  # noqa: PLC0415 - see above
-    from egress_proxy.telemetry.logs import make_logger  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy.init.events import InitWaiting  # noqa: PLC0415 - see above
+    from egress_proxy.telemetry.logs import command_log  # noqa: PLC0415 - check --offline needs none
 
-    log = make_logger(wanted.log_format, debug=wanted.debug)
+    log = command_log(wanted.log_format, debug=wanted.debug)
     if wanted.mode != "legacy":
         init_run.run(wanted, log)
         return
@@ -94,7 +97,7 @@ def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         init_run.run(wanted, log)
-        log.info("init.waiting")
+        log.observe(InitWaiting())
         signal.sigwait(_ENDING)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -102,7 +105,7 @@ def init(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
 def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Forward connections until SIGTERM."""
-    _warn_of_unknown_names(environ)
+    _warn_of_unknown_names("run", environ)
     wanted = settings.read_settings(environ)
 
     from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - check --offline needs none
@@ -147,7 +150,7 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
 def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Take the reserved address when it is free, and give it to another pod in the end."""
-    _warn_of_unknown_names(environ)
+    _warn_of_unknown_names("hold", environ)
     wanted = hold_variables.read_hold_settings(environ)
 
     # This command pays for ssl, and no other one.
@@ -205,7 +208,7 @@ def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
         report.warn(unknown)
     else:
         # First of all: a misspelt name is often why the rest is refused.
-        _complain_of(unknown)
+        report_warnings("check", unknown, environ)
     for name, part, triggers in _PARTS:
         if any(variable.name in environ for variable in triggers) or not _any_part(environ):
             try:
@@ -312,51 +315,13 @@ def _allowed_connections(environ: Mapping[str, str]) -> int | None:
         return None
 
 
-def _warn_of_unknown_names(environ: Mapping[str, str]) -> None:
+def _warn_of_unknown_names(command: str, environ: Mapping[str, str]) -> None:
     """First of all: a misspelt name is often why the rest is refused."""
-    _complain_of(unknown_names(environ, _KNOWN))
-
-
-def _complain_of(warnings: Sequence[Problem]) -> None:
-    for warning in warnings:
-        _complain(f"warning: {warning}")
-
-
-def _complain(text: str) -> None:
-    """Write to stderr; where that can't be done, nothing else changes."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
+    report_warnings(command, unknown_names(environ, _KNOWN), environ)
 
 
 def _print(text: str) -> None:
     print(text)  # noqa: T201 - a command's output
-
-
-def _write_termination_message(text: str, termination_log: Path) -> None:
-    """Write `text` where the kubelet reads it.
-
-    The file is never created: outside a container nothing reads it.
-    """
-    with contextlib.suppress(OSError), termination_log.open("r+b") as file:
-        file.truncate()
-        file.write(shorten(text, _TERMINATION_OCTETS))
-
-
-def shorten(text: str, limit: int) -> bytes:
-    """`text` in at most `limit` octets: whole lines, and how many there are more.
-
-    A first line that is too long by itself is cut.
-    """
-    octets = text.encode(errors="backslashreplace")
-    if len(octets) <= limit:
-        return octets
-    end = octets.rfind(b"\n", 0, limit - _ROOM)
-    if end < 0:
-        # Not within a character.
-        return octets[: limit - _ROOM].decode(errors="ignore").encode() + "…".encode()
-    more = octets.count(b"\n", end)
-    return octets[:end] + f"\n… and {more} more".encode()
 
 
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:

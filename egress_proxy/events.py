@@ -275,6 +275,21 @@ class DaemonStopped(Event, name="daemon.stopped", level="info"):
     reset: int
 
 
+class RunWarning(Event, name="run.warning", level="warning"):
+    """Something that `run` can go on with. `variable` is the one to look at."""
+
+    variable: str
+    value: str | None
+    reason: str
+    cure: str
+
+
+class RunFailed(Event, name="run.failed", level="error"):
+    """`run` ends without success: the configuration is wrong, or the pod lacks something."""
+
+    problems: tuple[str, ...]
+
+
 class DaemonDefect(Event, name="daemon.defect", level="error"):
     """An exception that this program did not expect; what was going on ended.
 

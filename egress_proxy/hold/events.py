@@ -122,3 +122,18 @@ class RoleFailed(Event, name="role.failed", level="warning"):
     pod: str
     error: str
     retry_s: float
+
+
+class HoldWarning(Event, name="hold.warning", level="warning"):
+    """Something that `hold` can go on with. `variable` is the one to look at."""
+
+    variable: str
+    value: str | None
+    reason: str
+    cure: str
+
+
+class HoldFailed(Event, name="hold.failed", level="error"):
+    """`hold` ends without success: the configuration is wrong, or the pod lacks something."""
+
+    problems: tuple[str, ...]

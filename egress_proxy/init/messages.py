@@ -149,16 +149,19 @@ def _metrics(message: Message) -> Iterable[tuple[str, int]]:
 
 
 def read_rules(message: Message) -> Iterator[Rule]:
-    """The rule that `message` is, unless it selects by something that ours never do."""
-    foreign = ("FRA_DST", "FRA_FWMARK", "FRA_OIFNAME", "FRA_L3MDEV", "FRA_UID_RANGE")
-    ports = ("FRA_IP_PROTO", "FRA_SPORT_RANGE", "FRA_DPORT_RANGE", "FRA_TUN_ID")
-    if (
-        message.get("table") in OWN_TABLES
-        and message["action"] == _TO_TABLE
-        and not message["tos"]
-        and not message["flags"]
-        and not any(message.get_attr(name) for name in foreign + ports)
-    ):
+    """The rule that `message` is, if it is one of init's tables."""
+    selectors = (
+        "FRA_DST",
+        "FRA_FWMARK",
+        "FRA_OIFNAME",
+        "FRA_L3MDEV",
+        "FRA_UID_RANGE",
+        "FRA_IP_PROTO",
+        "FRA_SPORT_RANGE",
+        "FRA_DPORT_RANGE",
+        "FRA_TUN_ID",
+    )
+    if message.get("table") in OWN_TABLES and message["action"] == _TO_TABLE:
         source = message.get("src")
         yield Rule(
             version=IPV6 if message["family"] == socket.AF_INET6 else IPV4,
@@ -166,6 +169,9 @@ def read_rules(message: Message) -> Iterator[Rule]:
             source=ip_network((source, message["src_len"])) if source else None,
             interface=message.get("iifname") or "",
             table=message.get("table"),
+            foreign=bool(
+                message["tos"] or message["flags"] or any(map(message.get_attr, selectors))
+            ),
         )
 
 

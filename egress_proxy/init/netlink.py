@@ -123,7 +123,8 @@ class Netlink:
                     "set", index=socket.if_nametoindex(interface), state="up" if up else "down"
                 )
             case PutAddress(held):
-                self._ip.addr("replace", **address_fields(held))
+                # Not replace: one that is there by now is not this run's.
+                self._ip.addr("add", **address_fields(held))
             case DropAddress(held):
                 self._ip.addr("del", **address_fields(held))
             case PutRoute(route):

@@ -1,11 +1,9 @@
-"""What init would do, for people and for machines."""
+"""What init would do, as text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,11 +26,6 @@ class Preview:
     steps: tuple[str, ...]
     problems: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
-
-    def to_builtins(self) -> dict[str, Any]:
-        """The fields as JSON has them; addresses and networks are text."""
-        built: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
-        return built
 
     def __str__(self) -> str:
         """Several lines, without a line end at the last."""

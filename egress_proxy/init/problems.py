@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from egress_proxy.config import sources as names
 from egress_proxy.config import variables
 from egress_proxy.errors import Problem
+from egress_proxy.init.routes import foreign_uses
 from egress_proxy.init.rule_problems import find_rule_problems, no_rules, reason_of
 from egress_proxy.init.state import IPV6, REPLY_TABLE
 from egress_proxy.init.steps import PutAddress, PutTable, SetLink, SetSysctl
@@ -109,6 +110,13 @@ def _source_problems(state: State, link: Link, source: Source) -> Iterator[Probl
         )
     if source.version == IPV6:
         yield from _ipv6_problems(state, link, source)
+    for entry in foreign_uses(state, link, source):
+        yield Problem(
+            value=str(entry),
+            reason=f"another program uses routing table {REPLY_TABLE}, which init needs for "
+            "replies to clients",
+            cure="let that program use another table",
+        )
 
 
 def _shared_problems(state: State, source: Source) -> Iterator[Problem]:

@@ -60,6 +60,29 @@ def route_steps(state: State, egress: Link, source: Source, *, shared: bool) -> 
     return family.shared_steps() if shared else family.steps()
 
 
+def foreign_uses(state: State, egress: Link, source: Source) -> tuple[Route | Rule, ...]:
+    """The routes and rules of the reply table that no run of init can have made."""
+    family = _Family(state, egress, source)
+    rules = [
+        rule for rule in state.rules if (rule.version, rule.table) == (source.version, REPLY_TABLE)
+    ]
+    own = [rule for rule in rules if rule.priority == RULE_PRIORITY and not rule.foreign]
+    # Before its first rule init has only copied routes, and those of before are still there.
+    copied = {
+        replace(route, table=REPLY_TABLE)
+        for route in (*map(family.pod_part, family.main), *family.kept)
+        if route is not None
+    }
+    return (
+        *(rule for rule in rules if rule not in own),
+        *(
+            route
+            for route in family.reply
+            if route.protocol != STATIC or not (own or route in copied)
+        ),
+    )
+
+
 class _Family:
     def __init__(self, state: State, egress: Link, source: Source) -> None:
         self.state = state
@@ -103,13 +126,13 @@ class _Family:
         """The routes that the main table had before init, by slot."""
         found: dict[object, Route] = {}
         for route in (*self.main, *self.reply):
-            part = self._pod_part(route)
+            part = self.pod_part(route)
             if part is not None:
                 # The first of a slot is the one that the kernel uses.
                 found.setdefault(part.slot, part)
         return found
 
-    def _pod_part(self, route: Route) -> Route | None:
+    def pod_part(self, route: Route) -> Route | None:
         """`route` of the main table, without its ways over the egress interface."""
         elsewhere = {self.egress.name, *(link.name for link in self.state.links if link.loopback)}
         hops = tuple(hop for hop in route.hops if hop.interface not in elsewhere)
@@ -192,7 +215,7 @@ class _Family:
         for target in self._pod_targets():
             before = longest_match(self.pod_network.values(), target)
             now = longest_match(remaining, target)
-            if before is None or (now is not None and self._pod_part(now) is not None):
+            if before is None or (now is not None and self.pod_part(now) is not None):
                 continue
             # A gateway is its own next hop: that is, on the link.
             hops = tuple(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.init import host_facts
 from egress_proxy.init.announce import DEFAULT_PACE, Pace
+from egress_proxy.init.events import InitDone, InitWarning
+from egress_proxy.init.lock import exclusive
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.preview import Preview
@@ -20,8 +23,7 @@ from egress_proxy.nft.table import same
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from structlog.typing import FilteringBoundLogger
-
+    from egress_proxy.events import Observer
     from egress_proxy.init.settings import InitSettings
     from egress_proxy.init.state import State
     from egress_proxy.nft.ruleset import Ruleset
@@ -29,26 +31,21 @@ if TYPE_CHECKING:
 
 def run(
     settings: InitSettings,
-    log: FilteringBoundLogger,
+    log: Observer,
     *,
     open_netlink: Callable[[], Netlink] = Netlink,
     pace: Pace = DEFAULT_PACE,
 ) -> None:
     """Set up the pod's network and say so in `log`.
 
-    Raises `PlatformError`, and then everything is as it was before, or the last problems say what
-    is left.
+    Raises `PlatformError`. Everything is then as it was before, or the last problems say what is
+    left.
     """
-    try:
-        with _opened(open_netlink) as netlink:
-            _run(netlink, settings, log, pace)
-    except PlatformError as error:
-        # No traceback: the problems are all that an admin can use.
-        log.error("init.failed", problems=list(map(str, error.problems)))  # noqa: TRY400 - see above
-        raise
+    with _locked(), _opened(open_netlink) as netlink:
+        _run(netlink, settings, log, pace)
 
 
-def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace) -> None:
+def _run(netlink: Netlink, settings: InitSettings, log: Observer, pace: Pace) -> None:
     started = time.monotonic()
     state = observe(netlink, settings)
     problems = unmet_preconditions(state, settings)
@@ -63,13 +60,14 @@ def _run(netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pa
     except OSError as error:
         raise PlatformError(failed(error, settings), *takeover.undo()) from error
     _warn(log, warnings)
-    log.info(
-        "init.done",
-        interface=settings.interface,
-        sources=list(map(str, settings.sources)),
-        gateways=[str(source.gateway) for source in settings.sources],
-        steps=len(takeover.done),
-        duration_s=round(time.monotonic() - started, 3),
+    log.observe(
+        InitDone(
+            interface=settings.interface,
+            sources=tuple(map(str, settings.sources)),
+            gateways=tuple(str(source.gateway) for source in settings.sources),
+            steps=len(takeover.done),
+            duration_s=time.monotonic() - started,
+        )
     )
 
 
@@ -93,6 +91,21 @@ def preview(settings: InitSettings) -> Preview:
 def _commands(state: State, settings: InitSettings) -> Iterator[str]:
     for step in make_plan(state, settings).steps:
         yield from str(step).splitlines()
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    lock = ExitStack()
+    try:
+        lock.enter_context(exclusive())
+    except OSError as error:
+        problem = Problem(
+            reason=f"can't make sure that no other init is running: {error.strerror}",
+            cure="use the seccomp profile RuntimeDefault, which allows Unix sockets",
+        )
+        raise PlatformError(problem) from error
+    with lock:
+        yield
 
 
 def _opened(open_netlink: Callable[[], Netlink]) -> Netlink:
@@ -139,12 +152,13 @@ def _observe_table(state: State, ruleset: Ruleset) -> State:
     return replace(state, table_listing=listing)
 
 
-def _warn(log: FilteringBoundLogger, warnings: Iterable[Problem]) -> None:
+def _warn(log: Observer, warnings: Iterable[Problem]) -> None:
     for problem in warnings:
-        log.warning(
-            "init.warning",
-            variable=problem.variable,
-            value=problem.value,
-            reason=problem.reason,
-            cure=problem.cure,
+        log.observe(
+            InitWarning(
+                variable=problem.variable,
+                value=problem.value,
+                reason=problem.reason,
+                cure=problem.cure,
+            )
         )

@@ -1,7 +1,7 @@
 """What init knows of the pod's network, as frozen values whose text is that of ip(8).
 
-Left out on purpose: routes that depend on a type of service and rules that have nothing to do
-with the reply table. init neither needs nor touches them.
+Left out on purpose: routes that depend on a type of service, and rules of other tables than the
+reply table. init neither needs nor touches them.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class Link:
 class InterfaceAddress:
     """An address that an interface has.
 
-    `tentative` and `duplicate` are IPv6's (RFC 4862 section 5.4): detection is under way, or has
-    found another owner. `lasting` is false for one that came with a router advertisement or DHCP.
+    `tentative` and `duplicate` are IPv6's (RFC 4862 section 5.4): duplicate address detection is
+    running, or has found another owner. `lasting` is false for an address from a router
+    advertisement or DHCP.
     """
 
     interface: str
@@ -173,13 +174,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Packets from `source`, or that came in over `interface`, are routed by `table`."""
+    """Packets from `source`, or that came in over `interface`, are routed by `table`.
+
+    A `foreign` one selects by something that init never uses.
+    """
 
     version: int
     priority: int
     source: Network | None = None
     interface: str = ""
     table: int = REPLY_TABLE
+    foreign: bool = False
 
     def __str__(self) -> str:
         words = [f"priority {self.priority}"]
@@ -187,6 +192,8 @@ class Rule:
             words.append(f"from {_network(self.source)}")
         if self.interface:
             words.append(f"iif {self.interface}")
+        if self.foreign:
+            words.append("…")
         return " ".join([*words, f"lookup {self.table}"])
 
 

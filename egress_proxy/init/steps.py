@@ -30,7 +30,7 @@ class PutAddress:
     held: InterfaceAddress
 
     def __str__(self) -> str:
-        return f"ip address replace {self.held}"
+        return f"ip address add {self.held}"
 
 
 @dataclass(frozen=True, slots=True)

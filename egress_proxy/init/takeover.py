@@ -8,20 +8,22 @@ before everything and forwarding comes last, so that nothing is forwarded withou
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.init import problems
 from egress_proxy.init.announce import Wire, announce, detect, other_owner
+from egress_proxy.init.events import InitStep
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.rule_problems import no_conntrack
+from egress_proxy.init.steps import PutAddress, PutRule
 from egress_proxy.nft.conntrack import delete, list_flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from structlog.typing import FilteringBoundLogger
-
+    from egress_proxy.events import Observer
     from egress_proxy.init.announce import Pace
     from egress_proxy.init.netlink import Netlink
     from egress_proxy.init.settings import InitSettings
@@ -38,9 +40,7 @@ _DETECTION_TIMEOUT_S = 5.0
 class Takeover:
     """The steps of one attempt, in `done` as far as they were taken."""
 
-    def __init__(
-        self, netlink: Netlink, settings: InitSettings, log: FilteringBoundLogger, pace: Pace
-    ) -> None:
+    def __init__(self, netlink: Netlink, settings: InitSettings, log: Observer, pace: Pace) -> None:
         self.done: list[Step] = []
         self._netlink = netlink
         self._settings = settings
@@ -90,13 +90,16 @@ class Takeover:
             try:
                 self._netlink.apply(step.change)
             except OSError as error:
+                if error.errno == errno.EEXIST and isinstance(step.change, PutAddress | PutRule):
+                    # Added by another program since the plan was made: not ours to take back.
+                    continue
                 raise PlatformError(problems.refused(step.change, error, self._settings)) from None
             self.done.append(step)
             self._log_step(step.change, undo=False)
 
     def _log_step(self, change: Change, *, undo: bool) -> None:
         for command in str(change).splitlines():
-            self._log.debug("init.step", command=command, undo=undo)
+            self._log.observe(InitStep(command=command, undo=undo))
 
     def _forget_untranslated(self, state: State) -> None:
         """Delete flows to the pod that the rules would translate and that began before them.

@@ -77,6 +77,33 @@ def _wrap(
     return logger
 
 
+class DescriptorStream:
+    """Descriptor `fd` as a stream without a buffer, which could fail at the end of the process."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def write(self, text: str) -> int:
+        """Write all of `text`. Raises OSError."""
+        data = memoryview(text.encode(errors="backslashreplace"))
+        while data:
+            data = data[os.write(self._fd, data) :]
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
+
+    def isatty(self) -> bool:
+        return os.isatty(self._fd)
+
+
+def command_log(log_format: LogFormat, *, debug: bool = False, fd: int = 1) -> LogObserver:
+    """The log of a command that may block: whether it can be written changes nothing it does."""
+    # It has what WriteLogger uses of a stream.
+    stream = cast("TextIO", DescriptorStream(fd))
+    return LogObserver(make_logger(log_format, debug=debug, stream=stream), debug=debug)
+
+
 class LogObserver:
     """Writes each event as a log record; those of level debug only while `debug` is on."""
 

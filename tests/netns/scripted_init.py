@@ -20,7 +20,7 @@ from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.run import run
 from egress_proxy.init.settings import InitSettings, read_settings
 from egress_proxy.init.state import MAIN_TABLE
-from egress_proxy.telemetry.logs import make_logger
+from egress_proxy.telemetry.logs import command_log
 
 if TYPE_CHECKING:
     from egress_proxy.init.steps import Change
@@ -63,7 +63,7 @@ def main() -> int:
     try:
         run(
             settings,
-            make_logger("json", debug=True),
+            command_log("json", debug=True),
             open_netlink=lambda: Unlucky(settings, options),
             pace=PACE,
         )

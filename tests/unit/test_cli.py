@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy import __version__
-from egress_proxy.cli import main, shorten
+from egress_proxy.cli import main
 from egress_proxy.config import hold_variables, sources
 from egress_proxy.config import run_variables as environment
 from egress_proxy.config.variables import PREFIX as P
+from egress_proxy.failures import shorten
 from egress_proxy.init import settings as init_settings
 
 if TYPE_CHECKING:

@@ -51,6 +51,8 @@ EVENTS = {
     "config.rejected": "warning",
     "log.switched": "info",
     "log.dropped": "warning",
+    "run.warning": "warning",
+    "run.failed": "error",
     "daemon.defect": "error",
 }
 

@@ -35,7 +35,7 @@ OWNERS = {
     "pyroute2": {"init.netlink"},
     "aiodns": {"dns.resolver"},
     "pycares": {"dns.resolver"},
-    "structlog": {"telemetry.logs", "init.run", "init.takeover"},
+    "structlog": {"telemetry.logs"},
     "uvloop": {"cli"},
     "psutil": {"pod.addresses"},
     "idna": {"config.destinations"},

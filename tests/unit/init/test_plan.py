@@ -54,7 +54,7 @@ def lines(text: str, interface: str = "macvlan0") -> list[str]:
 def test_a_bare_interface_as_openshift_leaves_it() -> None:
     assert commands(state(POD)) == [
         "ip link set macvlan0 up",
-        "ip address replace 203.0.113.99/25 dev macvlan0",
+        "ip address add 203.0.113.99/25 dev macvlan0",
         *lines(REPLY),
         "ip route replace default via 203.0.113.1 dev macvlan0 src 203.0.113.99",
     ]
@@ -73,7 +73,7 @@ def test_a_gateway_outside_the_prefix_gets_a_link_route(source: str, gateway: st
     address = source if "/" in source else f"{source}/32"
     assert commands(state(POD), settings(source, gateway)) == [
         "ip link set macvlan0 up",
-        f"ip address replace {address} dev macvlan0",
+        f"ip address add {address} dev macvlan0",
         *lines(REPLY),
         "ip route replace 203.0.113.1 dev macvlan0 src 203.0.113.99",
         "ip route replace default via 203.0.113.1 dev macvlan0 src 203.0.113.99",
@@ -179,7 +179,7 @@ def test_a_pod_without_a_default_route() -> None:
 def test_a_pod_with_no_other_network() -> None:
     assert commands(state("", MACVLAN0)) == [
         "ip link set macvlan0 up",
-        "ip address replace 203.0.113.99/25 dev macvlan0",
+        "ip address add 203.0.113.99/25 dev macvlan0",
         "ip route replace default via 203.0.113.1 dev macvlan0 src 203.0.113.99",
     ]
 
@@ -274,7 +274,7 @@ def test_ipv6_wins_by_metric_and_then_removes_the_old_default() -> None:
     assert commands(state(POD6), WANTED6) == [
         "ip link set macvlan0 up",
         "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=220",
-        "ip address replace 2001:db8:3::99/64 dev macvlan0",
+        "ip address add 2001:db8:3::99/64 dev macvlan0",
         "sysctl -w net.ipv6.neigh.macvlan0.retrans_time_ms=1000",
         "ip -6 route replace 2001:db8:2::/64 dev eth0 table 1091 metric 256",
         "ip -6 route replace fe80::/64 dev eth0 table 1091 metric 256",
@@ -329,7 +329,7 @@ def test_a_failed_detection_is_tried_again() -> None:
     observed = state(POD6 + "address 2001:db8:3::99/64 dev macvlan0 dadfailed")
     assert commands(observed, WANTED6)[2:4] == [
         "ip address del 2001:db8:3::99/64 dev macvlan0",
-        "ip address replace 2001:db8:3::99/64 dev macvlan0",
+        "ip address add 2001:db8:3::99/64 dev macvlan0",
     ]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from egress_proxy.errors import Problem
 from egress_proxy.init.preview import Preview
 from tests.unit.init.iproute import settings, state
@@ -47,32 +45,3 @@ def test_for_people() -> None:
         "in the way:",
         "  EGRESS_SOURCE: '203.0.113.99': bad; mend",
     ]
-
-
-def test_for_machines() -> None:
-    decoded = msgspec.json.decode(msgspec.json.encode(PREVIEW.to_builtins()))
-    assert decoded["settings"]["sources"] == [
-        {"address": "203.0.113.99", "length": 25, "gateway": "203.0.113.1"}
-    ]
-    assert decoded["state"]["routes"][1] == {
-        "destination": "0.0.0.0/0",
-        "hops": [{"interface": "eth0", "gateway": "192.0.2.1", "onlink": False, "weight": 1}],
-        "table": 254,
-        "metric": 0,
-        "source": None,
-        "kind": "unicast",
-        "scope": 0,
-        "metrics": [["mtu", 1400]],
-        "protocol": 4,
-    }
-    assert decoded["steps"] == ["ip link set macvlan0 up"]
-    assert decoded["problems"] == [
-        {
-            "variable": "EGRESS_SOURCE",
-            "line": None,
-            "value": "203.0.113.99",
-            "reason": "bad",
-            "cure": "mend",
-        }
-    ]
-    assert sorted(decoded) == ["problems", "settings", "state", "steps", "warnings"]
