@@ -123,7 +123,7 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     from egress_proxy.run import daemon  # noqa: PLC0415 - see above
     from egress_proxy.telemetry import logs  # noqa: PLC0415 - see above
 
-    log = logs.RunLog(wanted.log_format, debug=wanted.debug)
+    log = logs.RunLog(wanted.log_format, debug=wanted.debug, connections=wanted.log_connections)
 
     async def forward() -> None:
         shutdown = daemon.Shutdown()

@@ -47,6 +47,18 @@ class Reason(enum.StrEnum):
     ERROR = "error"
 
 
+# Reasons that blame the destination, not the client.
+FAILURES = frozenset(
+    {
+        Reason.UPSTREAM_RESET,
+        Reason.CONNECT_REFUSED,
+        Reason.CONNECT_TIMEOUT,
+        Reason.CONNECT_UNREACHABLE,
+        Reason.ERROR,
+    }
+)
+
+
 class _EventType(msgspec.StructMeta):
     """Takes name and level as class arguments. Events are frozen, their fields keyword-only."""
 

@@ -1,8 +1,8 @@
-"""How the failure of a command is reported: on stderr, and to the kubelet.
+"""How the failure of a command is reported: on stderr or in the log, and to the kubelet.
 
-On stderr it is text, one line per problem; where the log is JSON it is one record, so that whatever
-reads both streams of a container can parse every line. Whether it can be written changes neither
-what a command does nor its exit status.
+On stderr it is text, one line per problem. With EGRESS_DNS_PROXY_LOG_FORMAT=json it is one record
+of the log instead, so that every line of a container's output is JSON. Whether it can be written
+changes neither what a command does nor its exit status.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ _COMMANDS = frozenset({"init", "run", "hold"})
 _TERMINATION_SIZE = 4096
 # For "and so many more": a text has fewer than a million lines.
 _ROOM = len("\n… and 999999 more".encode())
-# Records go to stderr: `check` and others write their result to stdout.
-_STDERR = 2
 
 
 def fill_standard_descriptors() -> None:
@@ -45,7 +43,7 @@ def fill_standard_descriptors() -> None:
 
 
 def report_failure(command: str, error: EgressProxyError, environ: Mapping[str, str]) -> None:
-    """Say on stderr why `command` ends."""
+    """Say why `command` ends."""
     if command in _COMMANDS and _log_is_json(environ):
         from egress_proxy.events import RunFailed  # noqa: PLC0415 - only a failure pays for these
         from egress_proxy.hold.events import HoldFailed  # noqa: PLC0415 - see above
@@ -110,7 +108,7 @@ def _log_is_json(environ: Mapping[str, str]) -> bool:
 def _write_record(event: Event) -> None:
     from egress_proxy.telemetry.logs import command_log  # noqa: PLC0415 - structlog costs memory
 
-    command_log("json", fd=_STDERR).observe(event)
+    command_log("json").observe(event)
 
 
 def _write_text(text: str) -> None:

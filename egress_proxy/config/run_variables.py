@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from egress_proxy.config import variables
 from egress_proxy.config.variables import RefusedError, Variable
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from egress_proxy.ip import Address
 
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]*)):(?P<port>[0-9]{1,5})", re.ASCII)
+
+
+LoggedConnections: TypeAlias = Literal["off", "failed", "all"]
+_LOGGED_CONNECTIONS: dict[str, LoggedConnections] = {"off": "off", "failed": "failed", "all": "all"}
 
 
 class AdminListen(NamedTuple):
@@ -71,6 +75,12 @@ def _parse_maximum(text: str) -> int | None:
     if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9):
         raise RefusedError("not a number above zero", "write for example 10000, or leave it out")
     return int(text)
+
+
+def _parse_log_connections(text: str) -> LoggedConnections:
+    if text not in _LOGGED_CONNECTIONS:
+        raise RefusedError("not a choice of connections", "write off, failed or all")
+    return _LOGGED_CONNECTIONS[text]
 
 
 def _parse_health_interval(text: str) -> float:
@@ -140,6 +150,13 @@ DEBUG = Variable(
     "",
     variables.parse_flag,
     "on: a log record per connection and per DNS answer; off for empty, 0, false, no, off",
+)
+LOG_CONNECTIONS = Variable(
+    "EGRESS_DNS_PROXY_LOG_CONNECTIONS",
+    "off",
+    _parse_log_connections,
+    "off, failed or all: a log record per connection that fails, or per connection, without the "
+    "other records of DEBUG, which means all",
 )
 SOURCE = Variable(
     "EGRESS_DNS_PROXY_SOURCE",
@@ -250,6 +267,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     DESTINATION,
     DESTINATION_FILE,
     DEBUG,
+    LOG_CONNECTIONS,
     variables.LOG_FORMAT,
     SOURCE,
     LISTEN,

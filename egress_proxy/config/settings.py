@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from egress_proxy.config.destinations import Destination
-    from egress_proxy.config.run_variables import AdminListen
+    from egress_proxy.config.run_variables import AdminListen, LoggedConnections
     from egress_proxy.config.variables import LogFormat, Variable
     from egress_proxy.ip import Address, Network
 
@@ -30,6 +30,7 @@ class Settings:
     # The name of the variable that they come from.
     destinations_from: str
     debug: bool
+    log_connections: LoggedConnections
     log_format: LogFormat
     interface: str
     source: Literal["auto", "any"] | tuple[Address, ...]
@@ -81,6 +82,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         destinations=found,
         destinations_from=destinations_from(environ).name,
         debug=reader.read(environment.DEBUG),
+        log_connections=reader.read(environment.LOG_CONNECTIONS),
         log_format=reader.read(variables.LOG_FORMAT),
         interface=reader.read(variables.INTERFACE),
         source=source,

@@ -41,7 +41,7 @@ def run(
     Raises `PlatformError`. Everything is then as it was before, or the last problems say what is
     left.
     """
-    with _locked(), _opened(open_netlink) as netlink:
+    with _opened(open_netlink) as netlink, _locked():
         _run(netlink, settings, log, pace)
 
 

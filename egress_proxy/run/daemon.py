@@ -206,7 +206,9 @@ class Daemon:
             return
         self._toggled_at = now
         self._log.debug = not self._log.debug
-        self._table.record_source_port(wanted=self._log.debug)
+        self._table.record_source_port(
+            wanted=self._log.debug or self._settings.log_connections != "off"
+        )
         self._observer.observe(LogSwitched(debug=self._log.debug))
 
     def _budget(self, destinations: Sequence[Destination]) -> DescriptorBudget:

@@ -66,7 +66,7 @@ class DestinationTable:
             connect_timeout_s=settings.connect_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             half_close_timeout_s=settings.half_close_timeout_s,
-            record_source_port=settings.debug,
+            record_source_port=settings.debug or settings.log_connections != "off",
         )
         self._address_monitor = address_monitor
         self._listen = listen

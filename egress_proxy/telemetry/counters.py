@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from egress_proxy.events import (
+    FAILURES,
     ConfigRejected,
     ConfigReloaded,
     ConnectionClosed,
@@ -39,16 +40,6 @@ if TYPE_CHECKING:
 # 10 s is the default connect timeout. Few, because each destination has all of them.
 BOUNDS_S = (0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 3.0, 10.0)
 
-# Reasons that blame the destination, not the client.
-_FAILURES = frozenset(
-    {
-        Reason.UPSTREAM_RESET,
-        Reason.CONNECT_REFUSED,
-        Reason.CONNECT_TIMEOUT,
-        Reason.CONNECT_UNREACHABLE,
-        Reason.ERROR,
-    }
-)
 LOOKUP_RESULTS = ("resolved", "stale", "unresolved")
 
 
@@ -128,7 +119,7 @@ class Counters:
         if event.connect_s is not None:
             ended.connects[bisect_left(BOUNDS_S, event.connect_s)] += 1
             ended.connects_s += event.connect_s
-        if event.reason in _FAILURES:
+        if event.reason in FAILURES:
             ended.last_failure = Failure(what=event.reason, at=time.time())
 
     def name(self, name: str) -> Name:

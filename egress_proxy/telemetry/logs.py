@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import msgspec
 import structlog
 
-from egress_proxy.events import ConnectionClosed, Event, LogDropped, as_text
+from egress_proxy.events import FAILURES, ConnectionClosed, Event, LogDropped, Reason, as_text
 from egress_proxy.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+    from egress_proxy.config.run_variables import LoggedConnections
     from egress_proxy.config.variables import LogFormat
 
 
@@ -104,20 +105,40 @@ def command_log(log_format: LogFormat, *, debug: bool = False, fd: int = 1) -> L
     return LogObserver(make_logger(log_format, debug=debug, stream=stream), debug=debug)
 
 
-class LogObserver:
-    """Writes each event as a log record; those of level debug only while `debug` is on."""
+# The connections that are logged with "failed": also those of clients that may not connect.
+_LOGGED_AS_FAILED = FAILURES | {Reason.DENIED_CLIENT}
 
-    def __init__(self, logger: FilteringBoundLogger, *, debug: bool) -> None:
+
+class LogObserver:
+    """Writes events as log records.
+
+    Events of level debug are left out while `debug` is off, but for the `connections` that are
+    logged all the same.
+    """
+
+    def __init__(
+        self,
+        logger: FilteringBoundLogger,
+        *,
+        debug: bool,
+        connections: LoggedConnections = "off",
+    ) -> None:
         self._logger = logger
+        self._connections = connections
         self.debug = debug
 
     def observe(self, event: Event) -> None:
-        if event.level == "debug" and not self.debug:
+        if event.level == "debug" and not (self.debug or self._logs_connection(event)):
             return
         fields = _fields(event)
         # If the log cannot be written (closed, disk full), the caller must go on all the same.
         with contextlib.suppress(OSError):
             self._logger.log(_LEVELS[event.level], event.name, **fields)
+
+    def _logs_connection(self, event: Event) -> bool:
+        if self._connections == "off" or not isinstance(event, ConnectionClosed):
+            return False
+        return self._connections == "all" or event.reason in _LOGGED_AS_FAILED
 
 
 def _fields(event: Event) -> dict[str, Any]:
@@ -143,14 +164,25 @@ def error_text(number: int) -> str:
 class RunLog(LogObserver):
     """The log of `run`, on descriptor `fd`: it never blocks, and says how much it has dropped."""
 
-    def __init__(self, log_format: LogFormat, *, debug: bool, fd: int = 1) -> None:
+    def __init__(
+        self,
+        log_format: LogFormat,
+        *,
+        debug: bool,
+        connections: LoggedConnections = "off",
+        fd: int = 1,
+    ) -> None:
         terminal = os.isatty(fd)
         self._writer = LogWriter(fd, self._format_drop_notice)
         self._notices = _wrap(structlog.ReturnLogger(), log_format, terminal=terminal, debug=True)
         # A writer has the methods of a stream that WriteLogger uses. The level is not filtered here
         # but in `observe`, because a signal may change it.
         target = structlog.WriteLogger(cast("TextIO", self._writer))
-        super().__init__(_wrap(target, log_format, terminal=terminal, debug=True), debug=debug)
+        super().__init__(
+            _wrap(target, log_format, terminal=terminal, debug=True),
+            debug=debug,
+            connections=connections,
+        )
 
     @property
     def dropped(self) -> int:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 
 def one_line(process: Process) -> str:
-    (line,) = process.stderr.splitlines()
-    return line
+    """The one problem of a start that failed."""
+    [problem] = process.wait_for("run.failed")["problems"]
+    assert process.stderr == ""
+    return str(problem)
 
 
 def test_a_name_that_comes_late_opens_its_port(listener: socket.socket, dns: DnsServer) -> None:

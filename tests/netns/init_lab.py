@@ -52,11 +52,18 @@ NEEDED = ("NET_ADMIN", "NET_RAW")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run of init ended, and what it said."""
+    """How a run of init ended, and what it said; `stderr` should be empty, as the log is JSON."""
 
     status: int
     records: tuple[Record, ...]
     stderr: str
+
+    @property
+    def failure(self) -> str:
+        """The problems of a failed run, one per line."""
+        assert self.stderr == "", self
+        [record] = [record for record in self.records if record["event"] == "init.failed"]
+        return "".join(f"{problem}\n" for problem in record["problems"])
 
     def expect_done(self) -> Record:
         """The record of its success."""

@@ -15,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError
+from egress_proxy.failures import report_failure
 from egress_proxy.init.announce import Pace
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.run import run
@@ -68,7 +69,7 @@ def main() -> int:
             pace=PACE,
         )
     except PlatformError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - as the command does
+        report_failure("init", error, os.environ)
         return error.exit_status
     return 0
 

@@ -41,7 +41,7 @@ def test_one_that_fails_takes_nothing_from_the_other(lab: Lab) -> None:
     assignments = " ".join(f"{name}={value}" for name, value in wrong.items())
     result = shell(lab, f"env {assignments} {INIT} & one=$!; {INIT}; wait $one")
     assert result.status == 1
-    assert "203.0.113.77" in result.stderr
+    assert "203.0.113.77" in result.failure
     init(lab, V4).expect_done()
     assert_works(lab, V4)
 
@@ -97,10 +97,10 @@ def test_another_use_of_the_reply_table_is_a_problem(
     before = snapshot(lab.pod)
     result = init(lab, V4)
     assert result.status == 1
-    assert text in result.stderr
+    assert text in result.failure
     assert (
         "another program uses routing table 1091, which init needs for replies to clients; "
-        "let that program use another table" in result.stderr
+        "let that program use another table" in result.failure
     )
     assert snapshot(lab.pod) == before
 
@@ -109,4 +109,4 @@ def test_a_route_that_came_after_init_is_a_problem_too(lab: Lab) -> None:
     init(lab, V4).expect_done()
     fields = {"dst": "198.18.0.0/15", "table": 1091, "gateway": NODE_TO_PODS.v4, "proto": 3}
     lab.pod.netlink(lambda ip: ip.route("add", **fields))
-    assert "another program uses routing table 1091" in init(lab, V4).stderr
+    assert "another program uses routing table 1091" in init(lab, V4).failure

@@ -55,7 +55,7 @@ def test_a_profile_that_is_too_strict_is_told(lab: Lab) -> None:
     before = snapshot(lab.pod)
     result = run_in_pod(lab, EGRESS_PROXY, "init", env=DUAL, container=container)
     assert result.status == 1
-    assert result.stderr == (
+    assert result.failure == (
         "can't open a netlink socket: Function not implemented; "
         "use the seccomp profile RuntimeDefault, which allows it\n"
     )
@@ -68,7 +68,7 @@ def test_a_missing_capability_is_named(lab: Lab, missing: str) -> None:
     held = tuple(name for name in NEEDED if name != missing)
     result = init(lab, DUAL, capabilities=held, read_only=True)
     assert result.status == 1
-    assert result.stderr == (
+    assert result.failure == (
         f"init has no capability {missing}; add {missing} to securityContext.capabilities, and "
         "runAsUser: 0, for Kubernetes gives capabilities to root only\n"
     )
@@ -79,7 +79,7 @@ def test_another_user_than_root_has_no_capability_at_all(lab: Lab) -> None:
     container = Container(capabilities=NEEDED, uid=1000)
     result = run_in_pod(lab, EGRESS_PROXY, "init", env=DUAL, container=container)
     assert result.status == 1
-    assert [line.split(";")[0] for line in result.stderr.splitlines()] == [
+    assert [line.split(";")[0] for line in result.failure.splitlines()] == [
         "init has no capability NET_ADMIN",
         "init has no capability NET_RAW",
     ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.network import Namespace
+    from tests.support.processes import Record
 
 _ARP_REPLY = b"\0\2"
 
@@ -52,13 +53,13 @@ def test_an_address_that_another_host_has_is_refused(lab: Lab, env: dict[str, st
     before = snapshot(lab.pod)
     result = init(lab, env)
     assert result.status == 1
-    assert result.stderr.count("\n") == 1
-    assert f": {mac(lab.gateway, 'lan0')} has this address already; reserve " in result.stderr
+    assert result.failure.count("\n") == 1
+    assert f": {mac(lab.gateway, 'lan0')} has this address already; reserve " in result.failure
     assert snapshot(lab.pod) == before
 
 
-def init_while_the_gateway_probes(lab: Lab, arp: socket.socket, address: str) -> tuple[int, str]:
-    """The exit status and stderr of init, when another host probes for `address` just then."""
+def init_while_the_gateway_probes(lab: Lab, arp: socket.socket, address: str) -> Record:
+    """The last record of init, when another host probes for `address` just then."""
     with lab.pod.start(EGRESS_PROXY, "init", env=V4) as process:
         arp.settimeout(10)
         claim = None
@@ -68,17 +69,20 @@ def init_while_the_gateway_probes(lab: Lab, arp: socket.socket, address: str) ->
         own = bytes.fromhex(mac(lab.gateway, "lan0").replace(":", ""))
         sent = probe(own, IPv4Address(address))
         arp.sendto(sent.payload, ("lan0", ETH_P_ARP, 0, 0, sent.destination))
-        return process.wait(), process.stderr
+        process.wait()
+        return process.records[-1]
 
 
 def test_a_host_that_probes_at_the_same_time_is_a_conflict(lab: Lab, arp: socket.socket) -> None:
-    status, stderr = init_while_the_gateway_probes(lab, arp, RESERVED.v4)
-    assert status == 1
-    assert f"{mac(lab.gateway, 'lan0')} has this address already" in stderr
+    record = init_while_the_gateway_probes(lab, arp, RESERVED.v4)
+    assert record["event"] == "init.failed"
+    [problem] = record["problems"]
+    assert f"{mac(lab.gateway, 'lan0')} has this address already" in problem
 
 
 def test_a_host_that_probes_for_another_address_is_none(lab: Lab, arp: socket.socket) -> None:
-    assert init_while_the_gateway_probes(lab, arp, "203.0.113.98") == (0, "")
+    record = init_while_the_gateway_probes(lab, arp, "203.0.113.98")
+    assert record["event"] == "init.done"
 
 
 def test_an_interface_that_goes_away_on_the_way(lab: Lab, arp: socket.socket) -> None:
@@ -89,7 +93,7 @@ def test_an_interface_that_goes_away_on_the_way(lab: Lab, arp: socket.socket) ->
         index = lab.pod.index("macvlan0")
         lab.pod.netlink(lambda ip: ip.link("del", index=index))
         assert process.wait() == 1
-        first, *left = process.stderr.splitlines()
+        first, *left = process.records[-1]["problems"]
     assert first.startswith("EGRESS_INTERFACE: 'macvlan0': the network failed on the way: ")
     assert all("could not be undone" in line for line in left)
     assert default_routes(lab.pod, 4) == [f"default via {NODE_TO_PODS.v4} dev eth0"]
@@ -146,7 +150,9 @@ def test_a_silent_gateway_fails_where_it_is_required(lab: Lab) -> None:
     silent = {"EGRESS_GATEWAY": "203.0.113.77", "EGRESS_GATEWAY_REQUIRED": "1"}
     result = init(lab, V4 | silent)
     assert result.status == 1
-    assert result.stderr.startswith("EGRESS_GATEWAY: '203.0.113.77': does not answer on macvlan0; ")
+    assert result.failure.startswith(
+        "EGRESS_GATEWAY: '203.0.113.77': does not answer on macvlan0; "
+    )
     assert snapshot(lab.pod) == before
 
 
@@ -162,7 +168,7 @@ def test_an_address_that_is_there_already_is_asked_for_all_the_same(lab: Lab) ->
     lab.gateway.configure("lan0", RESERVED)
     before = snapshot(lab.pod)
     result = init(lab, V4)
-    assert (result.status, mac(lab.gateway, "lan0") in result.stderr) == (1, True)
+    assert (result.status, mac(lab.gateway, "lan0") in result.failure) == (1, True)
     assert snapshot(lab.pod) == before
 
 

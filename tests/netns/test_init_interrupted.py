@@ -73,7 +73,7 @@ def test_a_failure_before_any_change_restores_everything(
         if result.status == 0:
             break
         assert result.status == 1, result
-        assert "an accident" in result.stderr
+        assert "an accident" in result.failure
         assert snapshot(lab.pod) == before, f"failed before change {place}"
     changes = len(changes_of(result))
     assert changes > 20
@@ -99,7 +99,7 @@ def test_a_failure_before_forwarding_takes_the_rules_back(lab: Lab, resolv_conf:
     before = snapshot(lab.pod)
     for place in (1, *range(steps - FORWARDING, steps)):
         result = scripted(lab, resolv_conf, "--fail-before", str(place), env=REDIRECT)
-        assert (result.status, "an accident" in result.stderr) == (1, True)
+        assert (result.status, "an accident" in result.failure) == (1, True)
         assert snapshot(lab.pod) == before, f"failed before change {place}"
 
 
@@ -114,7 +114,7 @@ def test_what_could_not_be_undone_is_told(lab: Lab, resolv_conf: Path) -> None:
     # The change of that number is the second one to be undone: the last but two.
     result = scripted(lab, resolv_conf, "--fail-before", str(last), "--fail-undo", str(last + 2))
     assert result.status == 1
-    refusal, left = result.stderr.splitlines()
+    refusal, left = result.failure.splitlines()
     assert f"the kernel refuses '{changes[last]}': an accident" in refusal
     assert left.endswith("could not be undone: an accident; delete the pod")
     assert changes[last - 2].split(" replace ")[1] in left

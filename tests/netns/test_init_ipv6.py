@@ -198,7 +198,7 @@ def test_ipv6_that_is_off_and_must_stay_so_is_refused(lab: Lab) -> None:
     before = snapshot(lab.pod)
     result = init(lab, V6, read_only=True)
     assert result.status == 1
-    assert result.stderr == (
+    assert result.failure == (
         f"EGRESS_SOURCE: '{RESERVED.interface6}': IPv6 is off on macvlan0, and /proc/sys is "
         "read-only; set net.ipv6.conf.macvlan0.disable_ipv6=0, for example with the CNI plugin "
         "tuning in the network attachment, or run init privileged\n"

@@ -117,7 +117,7 @@ def test_a_refusal_is_one_line_and_leaves_everything_as_it_was(
 ) -> None:
     before = snapshot(lab.pod)
     result = init(lab, {**V4, **changes}, capabilities=capabilities)
-    assert (result.status, result.stderr.count("\n")) == (status, 1)
-    assert said in result.stderr
+    assert (result.status, result.failure.count("\n")) == (status, 1)
+    assert said in result.failure
     assert snapshot(lab.pod) == before
     assert default_routes(lab.pod, 4) == ["default via 192.0.2.1 dev eth0"]

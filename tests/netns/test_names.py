@@ -214,7 +214,9 @@ def test_an_address_that_leads_nowhere_is_refused_at_start(
 ) -> None:
     proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {address}")
     assert proxy.wait() == 1
-    assert proxy.stderr.startswith(f"EGRESS_DNS_PROXY_DESTINATION line 1: {problem}")
+    [told] = proxy.wait_for("run.failed")["problems"]
+    assert told.startswith(f"EGRESS_DNS_PROXY_DESTINATION line 1: {problem}")
+    assert proxy.stderr == ""
 
 
 def test_sessions_to_a_withdrawn_address_end_if_that_is_wanted(deployment: Deployment) -> None:

@@ -238,7 +238,7 @@ def test_ipv6_without_forwarding_and_with_nothing_to_write_to_is_told(lab: Lab) 
     before = snapshot(lab.pod)
     result = init(lab, env, read_only=True)
     assert result.status == 1
-    assert result.stderr == (
+    assert result.failure == (
         "EGRESS_DESTINATION: it has IPv6 addresses, IPv6 does not forward in this pod, "
         "and /proc/sys is read-only; set net.ipv6.conf.all.forwarding=1 in the pod's "
         "securityContext.sysctls, or with the CNI plugin tuning in the network attachment, "
@@ -401,7 +401,7 @@ def test_a_wrong_line_changes_nothing(lab: Lab) -> None:
     env = V4 | MODE | {"EGRESS_DESTINATION": f"80 tcp {OUTSIDE.v4}\n80 icmp {OUTSIDE.v4}\nx"}
     result = init(lab, env)
     assert result.status == 2
-    assert [line.split(":")[0] for line in result.stderr.splitlines()] == [
+    assert [line.split(":")[0] for line in result.failure.splitlines()] == [
         "EGRESS_DESTINATION line 2",
         "EGRESS_DESTINATION line 3",
     ]

@@ -1,4 +1,4 @@
-"""Failures and warnings of commands on stderr."""
+"""Failures and warnings of commands."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_where_the_log_is_json_it_is_one_record(
     report_warnings(command, [WARNING], JSON)
     report_failure(command, TWO, JSON)
     told = capfd.readouterr()
-    warning, failure = map(json.loads, told.err.splitlines())
-    assert told.out == ""
+    warning, failure = map(json.loads, told.out.splitlines())
+    assert told.err == ""
     assert (failure["event"], failure["level"]) == (f"{command}.failed", "error")
     assert failure["problems"] == LINES
     assert (warning["event"], warning["level"]) == (f"{command}.warning", "warning")

@@ -26,6 +26,7 @@ DEFAULTS = Settings(
     destinations=(Destination(80, ip_address("192.0.2.1"), 80, 1),),
     destinations_from=f"{P}DESTINATION",
     debug=False,
+    log_connections="off",
     log_format="",
     interface="macvlan0",
     source="auto",

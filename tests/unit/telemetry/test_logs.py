@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from egress_proxy.config.variables import LogFormat
 from egress_proxy.events import (
@@ -37,6 +38,8 @@ from egress_proxy.events import (
     LogDropped,
     LogSwitched,
     Reason,
+    RunFailed,
+    RunWarning,
     SourceLost,
     SourceRestored,
     UpstreamFailed,
@@ -46,6 +49,8 @@ from egress_proxy.telemetry.logs import LogObserver, make_logger
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from egress_proxy.config.run_variables import LoggedConnections
 
 LOG_FORMATS = get_args(LogFormat)
 
@@ -211,6 +216,11 @@ RECORDS: list[tuple[Event, dict[str, Any]]] = [
     (LogSwitched(debug=True), {"debug": True}),
     (LogDropped(records=7), {"records": 7}),
     (
+        RunWarning(variable="EGRESS_X", value=None, reason="unknown", cure=""),
+        {"variable": "EGRESS_X", "value": None, "reason": "unknown", "cure": ""},
+    ),
+    (RunFailed(problems=("a", "b")), {"problems": ["a", "b"]}),
+    (
         DaemonDefect.of(ValueError("a defect"), "reload", restart_s=1.0),
         {
             "where": "reload",
@@ -363,6 +373,32 @@ def test_nothing_breaks_a_line_or_drives_a_terminal(field: object, log_format: L
     line = line_of(field, log_format)
     assert line.isprintable()
     assert line.encode()
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_the_records_of_connections_without_the_rest_of_debug(reason: Reason) -> None:
+    ended = replace(CLOSED, reason=reason)
+    resolved = DestinationResolved(destination="a.example", addresses=(), ttl_s=1, lookup_s=1)
+
+    def logged(connections: LoggedConnections, *, debug: bool = False) -> int:
+        stream = io.StringIO()
+        logger = make_logger("json", debug=True, stream=stream)
+        observer = LogObserver(logger, debug=debug, connections=connections)
+        observer.observe(ended)
+        observer.observe(resolved)
+        return stream.getvalue().count("\n")
+
+    failed = {
+        "upstream_reset",
+        "connect_refused",
+        "connect_timeout",
+        "connect_unreachable",
+        "denied_client",
+        "error",
+    }
+    assert (logged("off"), logged("failed"), logged("all")) == (0, int(reason in failed), 1)
+    # DEBUG means all.
+    assert logged("off", debug=True) == 2
 
 
 def test_long_fields_are_cut_so_that_every_record_fits_the_writers_buffer() -> None:
