@@ -116,7 +116,7 @@ class ConnectionClosed(Event, name="connection.closed", level="debug"):
 
 
 class DestinationResolved(Event, name="destination.resolved", level="debug"):
-    """An answer to a look-up; `ttl_s` is the shortest one in it."""
+    """A look-up was answered; `ttl_s` is the shortest TTL in the answer."""
 
     destination: str
     addresses: tuple[str, ...]
@@ -125,7 +125,7 @@ class DestinationResolved(Event, name="destination.resolved", level="debug"):
 
 
 class DestinationChanged(Event, name="destination.changed", level="info"):
-    """A name's usable addresses are others than before."""
+    """The usable addresses of a name have changed."""
 
     destination: str
     addresses: tuple[str, ...]
@@ -133,7 +133,7 @@ class DestinationChanged(Event, name="destination.changed", level="info"):
 
 
 class DestinationUnresolved(Event, name="destination.unresolved", level="warning"):
-    """A look-up failed and there is no earlier answer: the port refuses its clients."""
+    """A look-up failed and there are no earlier addresses: the port refuses its clients."""
 
     destination: str
     error: str
@@ -141,7 +141,7 @@ class DestinationUnresolved(Event, name="destination.unresolved", level="warning
 
 
 class DestinationStale(Event, name="destination.stale", level="warning"):
-    """A look-up failed and the addresses of the last good answer stay in use."""
+    """A look-up failed; the addresses of the last good answer stay in use."""
 
     destination: str
     error: str
@@ -158,7 +158,7 @@ class DestinationDenied(Event, name="destination.denied", level="warning"):
 
 
 class UpstreamFailed(Event, name="upstream.failed", level="warning"):
-    """An address of a destination goes to the back; a client tries it again in `retry_s`."""
+    """An address of a destination failed: for `retry_s` the other addresses are tried first."""
 
     destination: str
     address: str
@@ -167,14 +167,14 @@ class UpstreamFailed(Event, name="upstream.failed", level="warning"):
 
 
 class UpstreamRecovered(Event, name="upstream.recovered", level="info"):
-    """An address that had failed answers again."""
+    """A failed address of a destination answers again."""
 
     destination: str
     address: str
 
 
 class ListenerOpened(Event, name="listener.opened", level="info"):
-    """A port accepts clients now."""
+    """A port accepts clients; `addresses` are the local ones."""
 
     listener: int
     destination: str
@@ -182,7 +182,7 @@ class ListenerOpened(Event, name="listener.opened", level="info"):
 
 
 class ListenerClosed(Event, name="listener.closed", level="info"):
-    """A port refuses clients from now on; established connections go on."""
+    """A port refuses clients; established connections continue."""
 
     listener: int
     destination: str
@@ -217,20 +217,20 @@ class ListenersResumed(Event, name="listener.resumed", level="info"):
 
 
 class SourceLost(Event, name="source.lost", level="warning"):
-    """A source address can't be sent from: what needs it refuses its clients."""
+    """A source address cannot be used: destinations that need it refuse their clients."""
 
     address: str
     error: str
 
 
 class SourceRestored(Event, name="source.restored", level="info"):
-    """A source address is back."""
+    """A source address can be used again."""
 
     address: str
 
 
 class ConfigReloaded(Event, name="config.reloaded", level="info"):
-    """The destinations were read again and hold from now on; listening ports of each kind."""
+    """New destinations are in force; `added`, `changed` and `removed` are listening ports."""
 
     added: tuple[int, ...]
     changed: tuple[int, ...]
@@ -239,25 +239,25 @@ class ConfigReloaded(Event, name="config.reloaded", level="info"):
 
 
 class ConfigRejected(Event, name="config.rejected", level="warning"):
-    """The destinations were read again and are wrong: those of before stay."""
+    """New destinations are wrong, or the pod cannot serve them; the earlier ones stay."""
 
     problems: tuple[str, ...]
 
 
 class LogSwitched(Event, name="log.switched", level="info"):
-    """A signal turned the records of connections and answers on or off."""
+    """SIGUSR1 switched the records of level debug on or off."""
 
     debug: bool
 
 
 class LogDropped(Event, name="log.dropped", level="warning"):
-    """Nobody read the log for a while: so many records before this one are missing."""
+    """`records` before this one are missing, because the log could not be written in time."""
 
     records: int
 
 
 class DaemonStarted(Event, name="daemon.started", level="info"):
-    """Everything is bound; `source` is empty where the kernel chooses."""
+    """All ports are bound; `source` is empty if the kernel chooses the source address."""
 
     version: str
     source: tuple[str, ...]
@@ -267,7 +267,7 @@ class DaemonStarted(Event, name="daemon.started", level="info"):
 
 
 class DaemonReady(Event, name="daemon.ready", level="info"):
-    """Every name has been asked for once; the ports in `unresolved` refuse their clients."""
+    """Each name has been looked up once; the ports in `unresolved` refuse their clients."""
 
     listeners: int
     unresolved: tuple[int, ...]
@@ -275,14 +275,14 @@ class DaemonReady(Event, name="daemon.ready", level="info"):
 
 
 class DaemonDraining(Event, name="daemon.draining", level="info"):
-    """Told to stop: sessions have `timeout_s` to finish."""
+    """The daemon was asked to stop: sessions have `timeout_s` to finish."""
 
     connections: int
     timeout_s: float
 
 
 class DaemonStopped(Event, name="daemon.stopped", level="info"):
-    """The end; `reset` sessions were cut short."""
+    """The daemon ends; `reset` sessions had not finished and were reset."""
 
     reset: int
 
@@ -303,7 +303,7 @@ class RunFailed(Event, name="run.failed", level="error"):
 
 
 class DaemonDefect(Event, name="daemon.defect", level="error"):
-    """An exception that this program did not expect; what was going on ended.
+    """This program raised an exception that it did not expect: please report it.
 
     `where` names the task or callback; it starts again in `restart_s`, None if it does not.
     """

@@ -1,7 +1,7 @@
-"""Ask the LAN who has an address, and tell it that we have it; over packet sockets (packet(7)).
+"""Detect duplicate addresses on the LAN and announce ours, over packet sockets (packet(7)).
 
-Raw frames rather than the kernel's own neighbour code, because a probe has no source address, an
-announcement answers nobody, and neither may depend on the routes that are just being changed.
+The kernel's own neighbour code is not used: a probe has no source address, an announcement is no
+answer to a request, and neither may depend on the routes that are just being changed.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ if TYPE_CHECKING:
 
 # RFC 5227 section 1.1, PROBE_NUM.
 _PROBES = 3
-# Three, because each may be lost (RFC 4861 section 10, MAX_NEIGHBOR_ADVERTISEMENT).
+# Three, because any of them may be lost (RFC 4861 section 10, MAX_NEIGHBOR_ADVERTISEMENT).
 _ANNOUNCEMENTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How long init asks and tells.
+    """The times of probes and announcements.
 
-    RFC 5227 section 1.1 has one or two seconds between probes, and waits two more. A pod's start
-    can't wait for seven, and a LAN answers within milliseconds. Announcements last for about a
-    second, because a switch port that has just come up may drop the first. A gateway has
-    `patience_s` after the last question.
+    RFC 5227 section 1.1 has one or two seconds between probes, and waits two more. The start of a
+    pod can't wait for seven seconds, and a LAN answers within milliseconds. Announcements take
+    about a second, because a switch port that has just come up may drop the first. A gateway may
+    answer until `answer_timeout_s` after the last request.
     """
 
     probe_interval_s: float = 0.2
     announcement_interval_s: float = 0.35
-    patience_s: float = 0.4
+    answer_timeout_s: float = 0.4
 
 
 DEFAULT_PACE = Pace()
 
-# A packet that says anything about addresses is far shorter.
-_LONGEST = 2048
+# In bytes: ARP and neighbour discovery packets are far shorter.
+_MAX_FRAME = 2048
 # More frames than a socket holds with the default net.core.rmem_default.
-_QUEUED = 1000
+_MAX_QUEUED = 1000
 
 
 def _never() -> bool:
@@ -67,23 +67,24 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exchange:
-    """What `frames` returns is sent `rounds` times, `interval_s` apart.
+    """Frames to send, and how long to receive.
 
-    It ends `patience_s` after the last round, or as soon as all is sent and it is `enough`.
+    The frames that `frames` returns are sent `rounds` times, `interval_s` apart. The exchange ends
+    `answer_timeout_s` after the last round, or after it as soon as `complete` returns true.
     """
 
     rounds: int
     interval_s: float
-    patience_s: float
+    answer_timeout_s: float
     frames: Callable[[], Iterable[Frame]]
-    enough: Callable[[], bool] = _never
+    complete: Callable[[], bool] = _never
 
 
-class Wire:
-    """The LAN that `interface` is on, as the sender and hearer of frames about addresses.
+class LanSockets:
+    """Sends and receives ARP and neighbour discovery frames on `interface`.
 
-    `mac` is the interface's own; `sockets` are non-blocking packet sockets by the type of frames
-    that each is bound to, and are closed with the wire.
+    `mac` is the address of the interface. `sockets` are non-blocking packet sockets, by the type of
+    frames that each is bound to; they are closed with this object.
     """
 
     def __init__(self, interface: str, mac: bytes, sockets: Mapping[int, socket.socket]) -> None:
@@ -93,7 +94,7 @@ class Wire:
 
     @classmethod
     def open(cls, interface: str, mac: bytes) -> Self:
-        """A wire that hears from now on. Raises OSError, as without NET_RAW."""
+        """Receive from now on. Raises OSError, for example without NET_RAW."""
         with ExitStack() as stack:
             sockets = {
                 ethertype: stack.enter_context(open_packet_socket(interface, ethertype))
@@ -114,22 +115,22 @@ class Wire:
         for opened in self._sockets.values():
             opened.close()
 
-    def exchange(self, talk: Exchange) -> Iterator[Claim]:
-        """Say what is to be said, and yield what others say meanwhile."""
-        for number in range(talk.rounds):
+    def exchange(self, exchange: Exchange) -> Iterator[Claim]:
+        """Send the frames of `exchange`, and yield what other hosts claim meanwhile."""
+        for number in range(exchange.rounds):
             if number > 0:
-                yield from self._listen(talk.interval_s, _never)
-            for frame in talk.frames():
+                yield from self._receive_for(exchange.interval_s, _never)
+            for frame in exchange.frames():
                 self._send(frame)
-        yield from self._listen(talk.patience_s, talk.enough)
+        yield from self._receive_for(exchange.answer_timeout_s, exchange.complete)
 
     def pending(self) -> Iterator[Claim]:
-        """What was claim and not read yet."""
+        """The claims that were received and not read yet."""
         for opened in self._sockets.values():
-            # Bounded, for a neighbour may send faster than this is read.
-            for _ in range(_QUEUED):
+            # Bounded, because a neighbour may send faster than this reads.
+            for _ in range(_MAX_QUEUED):
                 try:
-                    yield from self._hear(opened)
+                    yield from self._receive(opened)
                 except BlockingIOError:
                     break
 
@@ -137,73 +138,76 @@ class Wire:
         destination = (self._interface, frame.ethertype, 0, 0, frame.destination)
         self._sockets[frame.ethertype].sendto(frame.payload, destination)
 
-    def _listen(self, duration_s: float, enough: Callable[[], bool]) -> Iterator[Claim]:
+    def _receive_for(self, duration_s: float, complete: Callable[[], bool]) -> Iterator[Claim]:
         deadline = time.monotonic() + duration_s
-        while not enough():
+        while not complete():
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return
             for ready in select.select(self._sockets.values(), (), (), left_s)[0]:
-                yield from self._hear(ready)
+                yield from self._receive(ready)
 
-    def _hear(self, opened: socket.socket) -> Iterator[Claim]:
-        """The next frame, if others say something with it. Raises BlockingIOError without one."""
-        payload, (_, ethertype, _, _, sender) = opened.recvfrom(_LONGEST)
+    def _receive(self, opened: socket.socket) -> Iterator[Claim]:
+        """The claim in the next frame, if it is another host's. BlockingIOError without a frame."""
+        payload, (_, ethertype, _, _, sender) = opened.recvfrom(_MAX_FRAME)
         claim = parse(ethertype, sender, payload)
         if claim is not None and claim.mac != self.mac:
             yield claim
 
 
-def other_owner(claim: Iterable[Claim], addresses: Iterable[Address]) -> tuple[Address, str] | None:
-    """One of `addresses` that another host has or is about to take, and its Ethernet address.
+def other_owner(
+    claims: Iterable[Claim], addresses: Iterable[Address]
+) -> tuple[Address, str] | None:
+    """One of `addresses` that another host has or probes for, and the host's Ethernet address.
 
-    RFC 5227 section 2.1.1: two hosts that probe for one address at a time both have a conflict.
+    RFC 5227 section 2.1.1: if two hosts probe for one address at the same time, both have a
+    conflict.
     """
     wanted = frozenset(addresses)
-    for one in claim:
-        for claimed in (one.has, one.probes):
+    for claim in claims:
+        for claimed in (claim.has, claim.probes):
             if claimed is not None and claimed in wanted:
-                return claimed, one.mac.hex(":")
+                return claimed, claim.mac.hex(":")
     return None
 
 
-def detect(wire: Wire, addresses: Iterable[Address], pace: Pace) -> tuple[Address, str] | None:
-    """Probe for the IPv4 ones of `addresses` (RFC 5227), and parse of any: see `other_owner`.
+def detect(lan: LanSockets, addresses: Iterable[Address], pace: Pace) -> tuple[Address, str] | None:
+    """Probe for the IPv4 addresses among `addresses` (RFC 5227); returns `other_owner` of all.
 
-    Takes three intervals, or less when there is another owner, or none when there is no IPv4.
+    Takes three intervals, less if there is another owner, and no time without an IPv4 address.
     """
     wanted = tuple(addresses)
-    frames = [probe(wire.mac, address) for address in wanted if isinstance(address, IPv4Address)]
+    frames = [probe(lan.mac, address) for address in wanted if isinstance(address, IPv4Address)]
     if not frames:
-        return other_owner(wire.pending(), wanted)
-    talk = Exchange(
+        return other_owner(lan.pending(), wanted)
+    exchange = Exchange(
         rounds=_PROBES,
         interval_s=pace.probe_interval_s,
-        patience_s=pace.probe_interval_s,
+        answer_timeout_s=pace.probe_interval_s,
         frames=lambda: frames,
     )
-    return other_owner(wire.exchange(talk), wanted)
+    return other_owner(lan.exchange(exchange), wanted)
 
 
-def announce(wire: Wire, sources: Iterable[Source], pace: Pace) -> tuple[Source, ...]:
-    """Announce each source three times, and return those whose gateway has not answered."""
+def announce(lan: LanSockets, sources: Iterable[Source], pace: Pace) -> tuple[Source, ...]:
+    """Announce each source three times; returns those whose gateway has not answered."""
     silent = {source.gateway: source for source in sources}
     every = tuple(silent.values())
 
     def frames() -> Iterator[Frame]:
         for source in every:
-            yield from announcements(wire.mac, source.address)
+            yield from announcements(lan.mac, source.address)
         for source in silent.values():
-            yield question(wire.mac, source.address, source.gateway)
+            yield question(lan.mac, source.address, source.gateway)
 
-    talk = Exchange(
+    exchange = Exchange(
         rounds=_ANNOUNCEMENTS,
         interval_s=pace.announcement_interval_s,
-        patience_s=pace.patience_s,
+        answer_timeout_s=pace.answer_timeout_s,
         frames=frames,
-        enough=lambda: not silent,
+        complete=lambda: not silent,
     )
-    for claim in wire.exchange(talk):
+    for claim in lan.exchange(exchange):
         if claim.has is not None:
             silent.pop(claim.has, None)
     return tuple(silent.values())

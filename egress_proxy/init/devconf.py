@@ -1,6 +1,7 @@
-"""Settings of an interface: over netlink where the kernel can, so that /proc/sys may be read-only.
+"""Sets sysctls of an interface, over netlink where the kernel can.
 
-In a container that is not privileged it is. pyroute2 has no call for these messages.
+/proc/sys is read-only in a container that is not privileged. pyroute2 has no method for these
+messages.
 """
 
 from __future__ import annotations

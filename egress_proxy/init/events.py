@@ -6,7 +6,7 @@ from egress_proxy.events import Event
 
 
 class InitStep(Event, name="init.step", level="debug"):
-    """A change that was made, or undone after a failure, as the command that would do the same."""
+    """A change was made, or undone after a failure; `command` would do the same."""
 
     command: str
     undo: bool

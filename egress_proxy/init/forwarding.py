@@ -1,7 +1,7 @@
-"""Forwarding in the pod, for the families that redirect mode translates; without it, none.
+"""Switches forwarding on, for the address families that redirect mode translates.
 
 Clients' packets come in over the pod network and leave over the egress interface. The rules that
-let nothing else through are there before (`plan.Plan.rules`).
+drop all other packets come before (`plan.Plan.rules`).
 """
 
 from __future__ import annotations
@@ -43,5 +43,5 @@ def forwarding_steps(state: State, settings: InitSettings) -> Iterator[Step]:
 
 
 def ipv6_forwards(state: State) -> bool:
-    """IPv6 has one switch for all interfaces, and only below /proc/sys (ip-sysctl)."""
+    """Whether it is on. IPv6 has one switch for all interfaces, only in /proc/sys (ip-sysctl)."""
     return all(link.loopback or link.ipv6 is None or link.ipv6.forwarding for link in state.links)

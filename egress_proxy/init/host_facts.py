@@ -1,4 +1,4 @@
-"""What init must know that netlink does not tell: name servers, capabilities, writable sysctls."""
+"""What init reads elsewhere than from netlink: name servers, capabilities, writable sysctls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_name_servers(resolv_conf: Path = RESOLV_CONF) -> tuple[Address, ...]:
     try:
         text = resolv_conf.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        # A pod without one has nothing that could become unreachable.
+        # Without the file there is no name server that could become unreachable.
         return ()
     return parse_name_servers(text)
 
@@ -41,15 +41,15 @@ def parse_name_servers(text: str) -> tuple[Address, ...]:
 
 
 def missing_capabilities() -> tuple[str, ...]:
-    """Those of the capabilities that init needs which this process does not have."""
+    """The capabilities that init needs and this process does not have."""
     return parse_missing(_STATUS.read_text(encoding="ascii", errors="replace"))
 
 
 def parse_missing(status: str) -> tuple[str, ...]:
     """The same from the text of /proc/self/status (proc_pid_status(5), CapEff)."""
     [mask] = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-    held = int(mask, 16)
-    return tuple(name for name, number in _CAPABILITIES.items() if not held >> number & 1)
+    effective = int(mask, 16)
+    return tuple(name for name, number in _CAPABILITIES.items() if not effective >> number & 1)
 
 
 def sysctls_writable() -> bool:

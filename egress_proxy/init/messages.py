@@ -1,4 +1,4 @@
-"""Between the messages of pyroute2 and the values of `state`: reading the one, making the other."""
+"""Translates between the messages of pyroute2 and the values of `state`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _ipv6_sysctls(message: Message) -> Ipv6Sysctls | None:
     )
 
 
-def read_held(message: Message, names: Mapping[int, str]) -> InterfaceAddress:
+def read_address(message: Message, names: Mapping[int, str]) -> InterfaceAddress:
     flags = message.get("flags")
     return InterfaceAddress(
         interface=_name(names, message["index"]),
@@ -175,12 +175,12 @@ def read_rules(message: Message) -> Iterator[Rule]:
         )
 
 
-def address_fields(held: InterfaceAddress) -> dict[str, Any]:
+def address_fields(assigned: InterfaceAddress) -> dict[str, Any]:
     return {
-        "index": _index(held.interface),
-        "family": FAMILIES[held.address.version],
-        "address": str(held.address),
-        "prefixlen": held.length,
+        "index": _index(assigned.interface),
+        "family": FAMILIES[assigned.address.version],
+        "address": str(assigned.address),
+        "prefixlen": assigned.length,
     }
 
 

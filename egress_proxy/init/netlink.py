@@ -1,8 +1,8 @@
-"""The kernel's side of init: observe, change one thing, wait for news. Nothing else knows pyroute2.
+"""The kernel's side of init: observe, make one change, wait for events. Only this uses pyroute2.
 
-The high-level objects of pyroute2 (NDB) are avoided: they keep a copy of the kernel's state that
-can differ from it. Every change here is exactly one message, so that a plan's steps are all the
-places where init can be interrupted.
+The high-level objects of pyroute2 (NDB) are not used: they keep a copy of the kernel's state that
+can differ from it. Each change is exactly one message, so that init can only be interrupted between
+the steps of a plan.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from egress_proxy.init.messages import (
     SCOPE_NOWHERE,
     address_fields,
     is_wanted,
-    read_held,
+    read_address,
     read_link,
     read_route,
     read_rules,
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: news of links and addresses.
+# RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR: changes of links and addresses.
 _NEWS = 0x1 | 0x10 | 0x100
 
-# A dump that the kernel calls inconsistent is asked for again so often.
+# How often a dump is repeated that the kernel marks as inconsistent.
 _DUMPS = 5
 
 
@@ -63,7 +63,7 @@ class Netlink:
     """A netlink socket of the network namespace that this process is in."""
 
     def __init__(self) -> None:
-        # Both are for clear refusals: the kernel's own words, and no field silently ignored.
+        # For clear errors: the kernel's own text, and no field is silently ignored.
         self._ip = IPRoute(ext_ack=True, strict_check=True)
 
     def __enter__(self) -> Self:
@@ -94,7 +94,7 @@ class Netlink:
         families = FAMILIES.values()
         return State(
             links=links,
-            addresses=tuple(read_held(message, names) for message in self._ip.get_addr()),
+            addresses=tuple(read_address(message, names) for message in self._ip.get_addr()),
             routes=tuple(
                 read_route(message, names)
                 for family in families
@@ -122,11 +122,11 @@ class Netlink:
                 self._ip.link(
                     "set", index=socket.if_nametoindex(interface), state="up" if up else "down"
                 )
-            case PutAddress(held):
-                # Not replace: one that is there by now is not this run's.
-                self._ip.addr("add", **address_fields(held))
-            case DropAddress(held):
-                self._ip.addr("del", **address_fields(held))
+            case PutAddress(assigned):
+                # Not replace: an address that another program has added is not ours to remove.
+                self._ip.addr("add", **address_fields(assigned))
+            case DropAddress(assigned):
+                self._ip.addr("del", **address_fields(assigned))
             case PutRoute(route):
                 self._ip.route("replace", **route_fields(route))
             case DropRoute(route):
@@ -155,7 +155,7 @@ class Netlink:
                 if result is not None or left_s <= 0:
                     return result
                 if select.select([news], [], [], left_s)[0]:
-                    # What it says is read by `observe`; an overrun (ENOBUFS) is news as well.
+                    # `observe` reads what has changed, also after an overrun (ENOBUFS).
                     with suppress(OSError):
                         news.recv(1 << 16)
 

@@ -1,9 +1,9 @@
-"""From what is observed to what is to be changed; pure, and empty once everything is in place.
+"""The plan: the steps from the observed state to the settings. Pure; empty if nothing is missing.
 
-The result is the same whatever an interrupted run has left behind, because nothing is remembered
-but in the kernel: the pod network as it was is what the main table still has of it, and what the
-reply table has already. So the reply table is filled before the main table loses anything, and the
-default route over the egress interface is there before another one goes.
+The result is the same whatever an interrupted run has left, because all state is in the kernel: the
+pod network as it was before init is what the main table still has of it, and what the reply table
+already has. Therefore the reply table is filled before the main table loses anything, and the
+default route over the egress interface is added before another one is removed.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
     from egress_proxy.init.state import Link, State
 
 
-# The kernel waits as long for an answer when it looks for duplicates, after a delay of up to 1 s; a
-# LAN answers within a few milliseconds. Unusual enough to know it from what somebody else has set,
-# and a whole number of ticks at any CONFIG_HZ (100, 250, 300, 1000).
+# How long IPv6 duplicate address detection waits for an answer, after a delay of up to 1 s; a LAN
+# answers within a few milliseconds. The value is unusual, so that one that init left behind is
+# recognized, and a whole number of ticks at any CONFIG_HZ (100, 250, 300, 1000).
 _FAST_RETRANS_MS = 220
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The steps in the order in which they are taken.
+    """The steps in the order in which they are made.
 
     `rules` come first: from then on nothing is forwarded that they do not name. `link` makes the
-    interface carry frames. `ipv6_addresses` start the kernel's own detection of
-    duplicates, `ipv4_addresses` must wait for ours, and `routes` come once the addresses hold.
-    Forwarding is the last of them.
+    interface carry frames. `ipv6_addresses` start the kernel's duplicate address detection,
+    `ipv4_addresses` wait for ours, and `routes` come when no duplicate was found. The last of them
+    switch forwarding on.
     """
 
     rules: tuple[Step, ...]
@@ -61,7 +61,7 @@ class Plan:
 
 
 def make_plan(state: State, settings: InitSettings) -> Plan:
-    """What leads from `state` to `settings`. KeyError when the egress interface is not there."""
+    """The steps from `state` to `settings`. Raises KeyError without the egress interface."""
     link = state.link(settings.interface)
     if link is None:
         raise KeyError(settings.interface)
@@ -97,12 +97,12 @@ def _link_steps(state: State, egress: Link, settings: InitSettings) -> Iterator[
             if link.ipv6 is None:
                 continue
             if link == egress:
-                # An advertisement would add addresses and a default route that nobody reserved.
+                # An advertisement would add addresses and a default route that are not reserved.
                 yield from _off(link, "accept_ra", link.ipv6.accept_ra)
                 if ipv6_wanted:
                     yield from _off(link, "disable_ipv6", link.ipv6.disable_ipv6)
             elif ipv6_wanted and not link.loopback:
-                # The pod network may need advertisements for its addresses, but not for this.
+                # The pod network may need advertisements for its addresses, but not for a route.
                 yield from _off(link, "accept_ra_defrtr", link.ipv6.accept_ra_defrtr)
     if not egress.up:
         yield Step(SetLink(egress.name, up=True), SetLink(egress.name, up=False))
@@ -113,9 +113,9 @@ def _off(link: Link, name: str, before: int) -> tuple[Step, ...]:
 
 
 def _fast_dad_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """Make the kernel's detection quick, and everything as it was once it is over.
+    """Shorten the kernel's DAD retransmission time; and the steps that restore it afterwards.
 
-    Each part is left out where it is done; so is the second one of an interrupted run.
+    Each part is empty if it is not needed. A value that an interrupted run left is restored too.
     """
     before = RETRANS_TIME_MS if link.ipv6 is None else link.ipv6.retrans_time_ms
     usual = RETRANS_TIME_MS if before == _FAST_RETRANS_MS else before
@@ -127,17 +127,17 @@ def _fast_dad_steps(link: Link, *, needed: bool) -> tuple[tuple[Step, ...], tupl
 
 
 def _address_steps(state: State, settings: InitSettings, version: int) -> Iterator[Step]:
-    """Take the address; one that is there already keeps the prefix length that it came with."""
+    """Add the address; one that the interface already has keeps its prefix length."""
     if settings.shared:
         # `hold` takes it.
         return
     for source in settings.sources:
-        held = state.held(source.address)
-        if source.version != version or (held is not None and not held.duplicate):
+        assigned = state.assigned(source.address)
+        if source.version != version or (assigned is not None and not assigned.duplicate):
             continue
-        if held is not None:
-            # The kernel never tries again by itself, and the other owner may have gone.
-            yield Step(DropAddress(held), PutAddress(held))
+        if assigned is not None:
+            # The kernel never repeats a failed detection, and the other owner may be gone.
+            yield Step(DropAddress(assigned), PutAddress(assigned))
         length = source.address.max_prefixlen if source.length is None else source.length
         wanted = InterfaceAddress(
             interface=settings.interface, address=source.address, length=length

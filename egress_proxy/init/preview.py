@@ -38,7 +38,8 @@ class Preview:
             yield f"{taker}: {source} on {settings.interface}, over {source.gateway}"
         yield from _section("interfaces", map(_link, state.links))
         yield from _section(
-            "addresses", (held for held in state.addresses if not held.address.is_loopback)
+            "addresses",
+            (assigned for assigned in state.addresses if not assigned.address.is_loopback),
         )
         yield from _section("routes", state.routes)
         yield from _section("rules to the reply table", state.rules)

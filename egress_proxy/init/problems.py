@@ -35,7 +35,7 @@ _ATTACHMENT = (
 
 
 def unmet_preconditions(state: State, settings: InitSettings) -> tuple[Problem, ...]:
-    """Everything because of which init would fail, without trying it."""
+    """Everything that would make init fail, as far as it can be known without trying."""
     link = state.link(settings.interface)
     problems = [*capability_problems(state)]
     if link is None or link.loopback or len(link.mac) != _MAC_CHARACTERS:
@@ -75,15 +75,15 @@ def _interface_problem(state: State, interface: str) -> Problem:
 
 
 def _role_problems(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
-    """What the interface has is the pod's own network, and clients would lose it."""
+    """The interface is the pod's own network, which clients would lose."""
     reserved = {source.address for source in settings.sources}
     at_home = [
-        held
-        for held in state.addresses
-        if not (held.address.is_loopback or held.address.is_link_local)
-        and held.address not in reserved
+        assigned
+        for assigned in state.addresses
+        if not (assigned.address.is_loopback or assigned.address.is_link_local)
+        and assigned.address not in reserved
     ]
-    if at_home and all(held.interface == link.name for held in at_home):
+    if at_home and all(assigned.interface == link.name for assigned in at_home):
         yield Problem(
             variable=variables.INTERFACE.name,
             value=link.name,
@@ -93,15 +93,15 @@ def _role_problems(state: State, link: Link, settings: InitSettings) -> Iterator
 
 
 def _source_problems(state: State, link: Link, source: Source) -> Iterator[Problem]:
-    held = state.held(source.address)
-    if held is not None and held.interface != link.name:
+    assigned = state.assigned(source.address)
+    if assigned is not None and assigned.interface != link.name:
         yield Problem(
             variable=names.SOURCE.name,
             value=str(source),
-            reason=f"the pod has this address on {held.interface}",
+            reason=f"the pod has this address on {assigned.interface}",
             cure="write an address that is reserved on the egress network",
         )
-    if state.held(source.gateway) is not None:
+    if state.assigned(source.gateway) is not None:
         yield Problem(
             variable=names.GATEWAY.name,
             value=str(source.gateway),
@@ -120,12 +120,12 @@ def _source_problems(state: State, link: Link, source: Source) -> Iterator[Probl
 
 
 def _shared_problems(state: State, source: Source) -> Iterator[Problem]:
-    held = state.held(source.address)
-    if held is not None and held.lasting:
+    assigned = state.assigned(source.address)
+    if assigned is not None and assigned.lasting:
         yield Problem(
             variable=names.SOURCE.name,
             value=str(source),
-            reason=f"{held.interface} has this address already, for ever",
+            reason=f"{assigned.interface} has this address already, for ever",
             cure="remove ipam from the network attachment: with high availability, hold takes the "
             "address, and only one pod at a time has it",
         )
@@ -149,7 +149,7 @@ def _ipv6_problems(state: State, link: Link, source: Source) -> Iterator[Problem
 
 
 def find_warnings(state: State, settings: InitSettings) -> tuple[Problem, ...]:
-    """What init can live with and an admin may not expect."""
+    """What does not make init fail, but an administrator may not expect."""
     link = state.link(settings.interface)
     if link is None:
         return ()
@@ -165,11 +165,11 @@ def find_warnings(state: State, settings: InitSettings) -> tuple[Problem, ...]:
 
 def _way_back_warnings(state: State, link: Link, source: Source) -> Iterator[Problem]:
     pod_addresses = [
-        held
-        for held in state.addresses
-        if held.address.version == source.version
-        and held.interface != link.name
-        and not (held.address.is_loopback or held.address.is_link_local)
+        assigned
+        for assigned in state.addresses
+        if assigned.address.version == source.version
+        and assigned.interface != link.name
+        and not (assigned.address.is_loopback or assigned.address.is_link_local)
     ]
     way_back = any(
         route.default
@@ -186,17 +186,17 @@ def _way_back_warnings(state: State, link: Link, source: Source) -> Iterator[Pro
 
 
 def _address_warnings(state: State, link: Link, source: Source) -> Iterator[Problem]:
-    for held in state.addresses:
+    for assigned in state.addresses:
         if (
-            held.interface == link.name
-            and held.address.version == source.version
-            and held.address != source.address
-            and not held.address.is_link_local
+            assigned.interface == link.name
+            and assigned.address.version == source.version
+            and assigned.address != source.address
+            and not assigned.address.is_link_local
         ):
             yield Problem(
                 variable=names.SOURCE.name,
                 value=str(source),
-                reason=f"{link.name} has the address {held.address} too",
+                reason=f"{link.name} has the address {assigned.address} too",
                 cure=f"set EGRESS_DNS_PROXY_SOURCE to {source.address} in the main container, "
                 "so that remotes never see the other one",
             )
@@ -233,13 +233,13 @@ def _set_sysctl(link: Link, name: str) -> str:
 
 
 def refused(change: Change, error: OSError, settings: InitSettings) -> Problem:
-    """The kernel does not make `change`."""
+    """The kernel refuses `change`."""
     if isinstance(change, PutTable):
         return no_rules(error)
     if isinstance(change, (SetLink, SetSysctl)):
         variable, value = variables.INTERFACE.name, settings.interface
     elif isinstance(change, PutAddress):
-        variable, value = names.SOURCE.name, str(change.held.address)
+        variable, value = names.SOURCE.name, str(change.assigned.address)
     else:
         variable = names.GATEWAY.name
         value = ",".join(str(source.gateway) for source in settings.sources)
@@ -255,7 +255,7 @@ def refused(change: Change, error: OSError, settings: InitSettings) -> Problem:
 
 
 def failed(error: OSError, settings: InitSettings) -> Problem:
-    """Looking at the network, or sending and hearing on the interface, fails."""
+    """Reading the network, or sending and receiving on the interface, fails."""
     return Problem(
         variable=variables.INTERFACE.name,
         value=settings.interface,
@@ -272,7 +272,7 @@ def not_undone(change: Change, error: OSError) -> Problem:
 
 
 def not_in_effect(change: Change) -> Problem:
-    """The kernel made `change`, and then it was not there."""
+    """The kernel accepted `change`, but it is not there afterwards."""
     return Problem(
         value=str(change),
         reason="was done and is not in effect",
@@ -294,7 +294,7 @@ def no_packet_socket(interface: str, error: OSError) -> Problem:
     return Problem(
         variable=variables.INTERFACE.name,
         value=interface,
-        reason=f"can't send and parse frames on it: {reason_of(error)}",
+        reason=f"can't send and receive frames on it: {reason_of(error)}",
         cure="add NET_RAW to securityContext.capabilities",
     )
 
@@ -311,7 +311,7 @@ def address_in_use(address: Address, mac: str) -> Problem:
 
 
 def undecided(waited_s: float) -> Problem:
-    """IPv6 still looks for another owner of the address."""
+    """IPv6 duplicate address detection does not end."""
     return Problem(
         variable=names.SOURCE.name,
         reason=f"IPv6 looks for duplicates for more than {waited_s:g} s",

@@ -1,8 +1,8 @@
-"""The routes and rules of one family: where replies go, what stays reachable, the way out.
+"""The routes and rules of one family: replies, what stays reachable, and the default route.
 
-The pod network as it was before init is copied to the reply table, and whatever speaks with one of
-the pod's own addresses is routed by it. So replies go back the way they came, with no knowledge of
-the cluster's ranges, and the reverse-path filter (RFC 3704) finds every packet where it expects it.
+The routes of the pod network are copied to the reply table, and packets from the pod's own
+addresses are routed by it. So replies go back the way they came, without knowledge of the cluster's
+address ranges, and the reverse path filter (RFC 3704) accepts every packet.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _UNREACHABLE_METRIC = 4_278_198_272
 
 
 def route_steps(state: State, egress: Link, source: Source, *, shared: bool) -> Iterator[Step]:
-    """What is to be done for the family of `source`, in order.
+    """The steps for the family of `source`, in order.
 
     `shared`: only what has the reserved address as its source leaves over the egress interface, by
     routes that `hold` makes.
@@ -61,13 +61,14 @@ def route_steps(state: State, egress: Link, source: Source, *, shared: bool) -> 
 
 
 def foreign_uses(state: State, egress: Link, source: Source) -> tuple[Route | Rule, ...]:
-    """The routes and rules of the reply table that no run of init can have made."""
+    """The routes and rules of the reply table that init can't have made."""
     family = _Family(state, egress, source)
     rules = [
         rule for rule in state.rules if (rule.version, rule.table) == (source.version, REPLY_TABLE)
     ]
     own = [rule for rule in rules if rule.priority == RULE_PRIORITY and not rule.foreign]
-    # Before its first rule init has only copied routes, and those of before are still there.
+    # Until its first rule is there, init has only copied routes of the main table, which still
+    # has them.
     copied = {
         replace(route, table=REPLY_TABLE)
         for route in (*map(family.pod_part, family.main), *family.kept)
@@ -156,18 +157,18 @@ class _Family:
 
     def _rules(self) -> Iterator[Rule]:
         version = self.source.version
-        for held in self.state.addresses:
+        for assigned in self.state.addresses:
             if (
-                held.address.version == version
-                and held.interface != self.egress.name
-                and not _local(held.address)
+                assigned.address.version == version
+                and assigned.interface != self.egress.name
+                and not _local(assigned.address)
             ):
-                yield Rule(version=version, priority=RULE_PRIORITY, source=host(held.address))
+                yield Rule(version=version, priority=RULE_PRIORITY, source=host(assigned.address))
         yield Rule(version=version, priority=RULE_PRIORITY, interface=self.egress.name)
 
     @cached_property
     def links(self) -> tuple[Route, ...]:
-        """The on-link routes over the egress interface that nothing else will make."""
+        """The on-link routes over the egress interface that neither exist nor come with a step."""
         wanted = []
         if self.source.length is not None:
             prefix = self._link_route(self.source.address, self.source.length)
@@ -180,21 +181,21 @@ class _Family:
         return tuple(wanted)
 
     def _leads_out(self, route: Route) -> bool:
-        """Over the egress interface and on its link, as the kernel wants it of a gateway."""
+        """Whether it is on-link over the egress interface: the kernel requires it for a gateway."""
         return route.on_link and route.over(self.egress.name) and route.scope == self.link_scope
 
     @cached_property
     def specific(self) -> tuple[Route, ...]:
-        """All but the default routes: those of the main table, and those that an address brings."""
+        """All but default routes: those of the main table and those that come with an address."""
         there = [route for route in self.main if not route.default]
-        if self.state.held(self.source.address) is None and self.source.length is not None:
+        if self.state.assigned(self.source.address) is None and self.source.length is not None:
             there.append(self._link_route(self.source.address, self.source.length))
         if not self.egress.up:
             there.extend(
-                self._link_route(held.address, held.length)
-                for held in self.state.addresses
-                if held.interface == self.egress.name
-                and held.address.version == self.source.version
+                self._link_route(assigned.address, assigned.length)
+                for assigned in self.state.addresses
+                if assigned.interface == self.egress.name
+                and assigned.address.version == self.source.version
             )
         return tuple(there)
 
@@ -209,7 +210,7 @@ class _Family:
 
     @cached_property
     def kept(self) -> tuple[Route, ...]:
-        """Host routes to what would otherwise follow the default route out of the pod network."""
+        """Host routes to what must stay reachable over the pod network."""
         found = []
         remaining = (*self.specific, *self.links)
         for target in self._pod_targets():
@@ -217,7 +218,7 @@ class _Family:
             now = longest_match(remaining, target)
             if before is None or (now is not None and self.pod_part(now) is not None):
                 continue
-            # A gateway is its own next hop: that is, on the link.
+            # A gateway is on the link.
             hops = tuple(
                 replace(hop, gateway=None, onlink=False) if hop.gateway == target else hop
                 for hop in before.hops
@@ -235,7 +236,7 @@ class _Family:
     def _pod_targets(self) -> Iterator[Address]:
         """The name servers and the gateways of the pod network."""
         gateways = [hop.gateway for route in self.pod_network.values() for hop in route.hops]
-        own = {held.address for held in self.state.addresses}
+        own = {assigned.address for assigned in self.state.addresses}
         never = {None, self.source.address, self.source.gateway, *own}
         for target in dict.fromkeys((*self.state.name_servers, *gateways)):
             if target is None or target in never or _local(target):
@@ -258,7 +259,7 @@ class _Family:
                 yield Step(DropRoute(route), PutRoute(route))
 
     def _would_return(self, route: Route) -> bool:
-        """The next router advertisement would bring it back, to no effect: its metric is worse."""
+        """Whether the next router advertisement would add it again; its metric is worse."""
         hearing = {
             link.name
             for link in self.state.links
@@ -278,7 +279,7 @@ class _Family:
                 yield Step(PutRoute(route), undo)
 
     def _in_slot(self, wanted: Route) -> Route | None:
-        """The route itself if it is there, else the one that putting it would replace."""
+        """The route itself if it is there, otherwise the one that it would replace."""
         every = (*self.main, *self.reply, *self.sourced)
         occupants = [route for route in every if route.slot == wanted.slot]
         return wanted if wanted in occupants else next(iter(occupants), None)

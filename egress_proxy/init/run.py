@@ -1,4 +1,4 @@
-"""The command: observe, plan, apply, read back; and undo it all if something fails."""
+"""The command: observe, plan, apply, read back; and undo everything if a step fails."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def _run(netlink: Netlink, settings: InitSettings, log: Observer, pace: Pace) ->
 
 
 def preview(settings: InitSettings) -> Preview:
-    """What `run` would do and what stands in the way; changes nothing and sends nothing.
+    """What `run` would do, and the problems; changes nothing and sends nothing.
 
-    Raises `PlatformError` when the network can't be read.
+    Raises `PlatformError` if the network can't be read.
     """
     with _opened(Netlink) as netlink:
         state = observe(netlink, settings)

@@ -1,4 +1,4 @@
-"""What init knows of the pod's network, as frozen values whose text is that of ip(8).
+"""The pod's network as init reads it: frozen values, with the text that ip(8) prints.
 
 Left out on purpose: routes that depend on a type of service, and rules of other tables than the
 reply table. init neither needs nor touches them.
@@ -22,7 +22,7 @@ IPV6 = 6
 
 # linux/rtnetlink.h, RT_TABLE_MAIN.
 MAIN_TABLE = 254
-# The pod network as it was before init. Any number that ip-route(8) gives no name would do.
+# The routes of the pod network before init. Any number without a name in ip-route(8) would do.
 REPLY_TABLE = 1091
 # The tables that nothing but this project uses.
 OWN_TABLES = (REPLY_TABLE, SOURCE_TABLE)
@@ -50,8 +50,8 @@ class Ipv4Sysctls:
 class Ipv6Sysctls:
     """What an interface has below /proc/sys/net/ipv6/conf and neigh.
 
-    `accept_ra` and `accept_ra_defrtr` are 0 too where the kernel does not regard them, because it
-    takes the pod for a router.
+    `accept_ra` and `accept_ra_defrtr` are also 0 if the kernel ignores them because the pod is a
+    router.
     """
 
     forwarding: int = 0
@@ -101,7 +101,7 @@ class InterfaceAddress:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One way of a route; without a gateway the destination is on the link itself."""
+    """One next hop of a route; without a gateway the destination is on the link."""
 
     interface: str
     gateway: Address | None = None
@@ -117,9 +117,9 @@ class Hop:
 class Route:
     """A route of one table.
 
-    `scope` is IPv4's: the kernel takes a gateway only where a route of scope link leads to it.
-    `metrics` are what the route says of the path, by the names of ip-route(8), such as its MTU.
-    `protocol` tells who made the route and is no part of what it does.
+    `scope` is only used for IPv4: the kernel accepts a gateway only if a route of scope link leads
+    to it. `metrics` are the properties of the path, such as its MTU, by their names in ip-route(8).
+    `protocol` says who made the route, and has no effect.
     """
 
     destination: Network
@@ -142,7 +142,7 @@ class Route:
 
     @property
     def slot(self) -> tuple[Network, int, int]:
-        """What only one route can have: replacing a route means putting another in its slot."""
+        """The key of a route: only one can have it, and another one with it replaces the route."""
         return self.destination, self.table, self.metric
 
     @property
@@ -220,8 +220,8 @@ class State:
     def link(self, name: str) -> Link | None:
         return next((link for link in self.links if link.name == name), None)
 
-    def held(self, address: Address) -> InterfaceAddress | None:
-        return next((held for held in self.addresses if held.address == address), None)
+    def assigned(self, address: Address) -> InterfaceAddress | None:
+        return next((assigned for assigned in self.addresses if assigned.address == address), None)
 
     def table(self, table: int, version: int) -> tuple[Route, ...]:
         return tuple(

@@ -1,4 +1,4 @@
-"""What init can change: each change is one message to the kernel and has one that takes it back.
+"""What init can change: each change is one message to the kernel, and another one undoes it.
 
 The text of a change is the command of ip(8) or sysctl(8) that would do the same.
 """
@@ -27,23 +27,23 @@ class SetLink:
 
 @dataclass(frozen=True, slots=True)
 class PutAddress:
-    held: InterfaceAddress
+    assigned: InterfaceAddress
 
     def __str__(self) -> str:
-        return f"ip address add {self.held}"
+        return f"ip address add {self.assigned}"
 
 
 @dataclass(frozen=True, slots=True)
 class DropAddress:
-    held: InterfaceAddress
+    assigned: InterfaceAddress
 
     def __str__(self) -> str:
-        return f"ip address del {self.held}"
+        return f"ip address del {self.assigned}"
 
 
 @dataclass(frozen=True, slots=True)
 class PutRoute:
-    """Put a route in its slot; what was there is gone in the same instant."""
+    """Put a route in its slot; it replaces the one that was there in the same instant."""
 
     route: Route
 
@@ -77,7 +77,7 @@ class DropRule:
 
 @dataclass(frozen=True, slots=True)
 class SetSysctl:
-    """A setting of one interface; `tree` is where it is below /proc/sys/net, as ``ipv6/conf``."""
+    """A setting of one interface; `tree` is its folder in /proc/sys/net, such as ``ipv6/conf``."""
 
     tree: str
     interface: str

@@ -1,9 +1,9 @@
-"""One attempt to take the address and the way out, which can be undone at any point.
+"""One attempt to take the address and the default route; it can be undone at any point.
 
-The order of `carry_out` is a promise. Before the address is taken nobody else may have it; before
-the default route moves, replies have their own table; and the default route is never absent, so
-that a kill at any moment leaves a pod that the next run can finish. Redirect mode's rules come
-before everything and forwarding comes last, so that nothing is forwarded without them.
+The order of `carry_out` matters. Before the address is taken, no other host may have it. Before the
+default route moves, replies have their own table. The default route is never absent, so that a kill
+at any moment leaves a pod that the next run can finish. Redirect mode's rules come first and
+forwarding comes last, so that nothing is forwarded without rules.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.init import problems
-from egress_proxy.init.announce import Wire, announce, detect, other_owner
+from egress_proxy.init.announce import LanSockets, announce, detect, other_owner
 from egress_proxy.init.events import InitStep
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.rule_problems import no_conntrack
@@ -38,7 +38,7 @@ _DETECTION_TIMEOUT_S = 5.0
 
 
 class Takeover:
-    """The steps of one attempt, in `done` as far as they were taken."""
+    """One attempt; `done` are the steps that it has made."""
 
     def __init__(self, netlink: Netlink, settings: InitSettings, log: Observer, pace: Pace) -> None:
         self.done: list[Step] = []
@@ -49,9 +49,9 @@ class Takeover:
         self._addresses = tuple(source.address for source in settings.sources)
 
     def carry_out(self, state: State, observe: Callable[[], State]) -> tuple[Problem, ...]:
-        """Lead from `state` to the settings; what is worth a warning at the end is returned.
+        """Make all steps from `state` to the settings; returns warnings.
 
-        Raises `PlatformError`, and then `undo` is due.
+        Raises `PlatformError` or `OSError`; the caller then calls `undo`.
         """
         plan = make_plan(state, self._settings)
         self._apply(plan.rules)
@@ -62,18 +62,18 @@ class Takeover:
             self._apply(plan.routes)
             self._read_back(observe())
             return ()
-        with self._open_wire(mac) as wire:
-            # The kernel looks for duplicates in IPv6 while we ask for the IPv4 address.
+        with self._open_lan(mac) as lan:
+            # The kernel's IPv6 duplicate address detection runs while we probe for IPv4.
             self._apply(plan.ipv6_addresses)
-            self._refuse_owner(detect(wire, self._addresses, self._pace))
+            self._refuse_owner(detect(lan, self._addresses, self._pace))
             self._apply(plan.ipv4_addresses)
-            self._wait_for_detection(wire)
+            self._wait_for_detection(lan)
             self._apply(plan.routes)
             self._read_back(observe())
-            return self._announce(wire)
+            return self._announce(lan)
 
     def undo(self) -> tuple[Problem, ...]:
-        """Take back what was done, last first; what can't be taken back is returned."""
+        """Undo the steps in `done`, the last one first; returns those that can't be undone."""
         left = []
         while self.done:
             change = self.done.pop().undo
@@ -102,17 +102,19 @@ class Takeover:
             self._log.observe(InitStep(command=command, undo=undo))
 
     def _forget_untranslated(self, state: State) -> None:
-        """Delete flows to the pod that the rules would translate and that began before them.
+        """Delete flows to the pod that began before the rules that would translate them.
 
-        The kernel asks the rules once for each flow, so a UDP flow that goes on would never get to
-        its destination. In every run, because an earlier one may have been killed just before.
+        The kernel consults the rules once per flow, so a UDP flow that continues would never reach
+        its destination. Every run does it, because an earlier one may have been killed before.
         """
         ruleset = self._settings.ruleset
         if ruleset is None:
             return
-        own = {held.address for held in state.addresses}
+        own = {assigned.address for assigned in state.addresses}
         inside = {
-            held.address for held in state.addresses if held.interface != self._settings.interface
+            assigned.address
+            for assigned in state.addresses
+            if assigned.interface != self._settings.interface
         }
         try:
             for flow in list(list_flows()):
@@ -122,7 +124,7 @@ class Takeover:
             raise PlatformError(no_conntrack(error)) from None
 
     def _wait_for_carrier(self) -> bytes:
-        """Wait until the interface carries frames; its Ethernet address."""
+        """Wait until the interface carries frames; returns its Ethernet address."""
         interface = self._settings.interface
 
         def ready(state: State) -> str | None:
@@ -134,9 +136,9 @@ class Takeover:
             raise PlatformError(problems.no_carrier(interface, _CARRIER_TIMEOUT_S))
         return bytes.fromhex(mac.replace(":", ""))
 
-    def _open_wire(self, mac: bytes) -> Wire:
+    def _open_lan(self, mac: bytes) -> LanSockets:
         try:
-            return Wire.open(self._settings.interface, mac)
+            return LanSockets.open(self._settings.interface, mac)
         except OSError as error:
             problem = problems.no_packet_socket(self._settings.interface, error)
             raise PlatformError(problem) from None
@@ -145,27 +147,31 @@ class Takeover:
         if owner is not None:
             raise PlatformError(problems.address_in_use(*owner))
 
-    def _wait_for_detection(self, wire: Wire) -> None:
+    def _wait_for_detection(self, lan: LanSockets) -> None:
         def settled(state: State) -> tuple[Address, ...] | None:
-            held = [held for held in map(state.held, self._addresses) if held is not None]
-            failed = tuple(one.address for one in held if one.duplicate)
-            return None if not failed and any(one.tentative for one in held) else failed
+            assigned = [
+                assigned
+                for assigned in map(state.assigned, self._addresses)
+                if assigned is not None
+            ]
+            failed = tuple(one.address for one in assigned if one.duplicate)
+            return None if not failed and any(one.tentative for one in assigned) else failed
 
         failed = self._netlink.wait(settled, _DETECTION_TIMEOUT_S)
         if failed is None:
             raise PlatformError(problems.undecided(_DETECTION_TIMEOUT_S))
         for address in failed:
-            self._refuse_owner(other_owner(wire.pending(), [address]) or (address, ""))
+            self._refuse_owner(other_owner(lan.pending(), [address]) or (address, ""))
 
     def _read_back(self, state: State) -> None:
         steps = make_plan(state, self._settings).steps
         if steps:
             raise PlatformError(*(problems.not_in_effect(step.change) for step in steps))
 
-    def _announce(self, wire: Wire) -> tuple[Problem, ...]:
+    def _announce(self, lan: LanSockets) -> tuple[Problem, ...]:
         silent = tuple(
             problems.silent_gateway(self._settings.interface, source)
-            for source in announce(wire, self._settings.sources, self._pace)
+            for source in announce(lan, self._settings.sources, self._pace)
         )
         if silent and self._settings.gateway_required:
             raise PlatformError(*silent)

@@ -117,7 +117,7 @@ def snapshot(namespace: Namespace) -> tuple[object, ...]:
     state = observe(namespace)
     return (
         {(link.name, link.up, link.ipv4, link.ipv6) for link in state.links},
-        {str(held) for held in state.addresses if not held.address.is_link_local},
+        {str(assigned) for assigned in state.addresses if not assigned.address.is_link_local},
         {str(route) for route in state.routes if not route.destination.is_link_local},
         {str(rule) for rule in state.rules},
         namespace.call(list_table),
@@ -171,7 +171,7 @@ def settle(lab: Lab) -> None:
     """Wait until the kernel is done with the link-local addresses that came with the link."""
 
     def settled(state: State) -> bool | None:
-        return None if any(held.tentative for held in state.addresses) else True
+        return None if any(assigned.tentative for assigned in state.addresses) else True
 
     def wait() -> bool | None:
         with Netlink() as netlink:

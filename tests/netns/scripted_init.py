@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from egress_proxy.init.steps import Change
 
 # The gateway is on the same machine, and the machine may be busy.
-PACE = Pace(probe_interval_s=0.02, announcement_interval_s=0.02, patience_s=1)
+PACE = Pace(probe_interval_s=0.02, announcement_interval_s=0.02, answer_timeout_s=1)
 NO_DEFAULT_ROUTE = 3
 
 

@@ -65,8 +65,8 @@ def test_a_profile_that_is_too_strict_is_told(lab: Lab) -> None:
 @pytest.mark.parametrize("missing", NEEDED)
 def test_a_missing_capability_is_named(lab: Lab, missing: str) -> None:
     before = snapshot(lab.pod)
-    held = tuple(name for name in NEEDED if name != missing)
-    result = init(lab, DUAL, capabilities=held, read_only=True)
+    granted = tuple(name for name in NEEDED if name != missing)
+    result = init(lab, DUAL, capabilities=granted, read_only=True)
     assert result.status == 1
     assert result.failure == (
         f"init has no capability {missing}; add {missing} to securityContext.capabilities, and "

@@ -83,9 +83,11 @@ def test_a_family_without_a_source_is_left_alone(lab: Lab) -> None:
 
 def link_local(namespace: Namespace, interface: str) -> str:
     [address] = [
-        str(held.address)
-        for held in observe(namespace).addresses
-        if held.interface == interface and held.address.version == 6 and held.address.is_link_local
+        str(assigned.address)
+        for assigned in observe(namespace).addresses
+        if assigned.interface == interface
+        and assigned.address.version == 6
+        and assigned.address.is_link_local
     ]
     return address
 
@@ -126,7 +128,8 @@ def wait_for_advertised(lab: Lab, interface: str) -> None:
 
     def made(state: State) -> bool | None:
         found = any(
-            held.interface == interface and held.address in ADVERTISED for held in state.addresses
+            assigned.interface == interface and assigned.address in ADVERTISED
+            for assigned in state.addresses
         )
         return True if found else None
 

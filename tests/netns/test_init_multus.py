@@ -110,9 +110,9 @@ def test_a_localnet_in_a_pod_without_ipv6_gives_no_warning(lab: Lab) -> None:
 
 def addresses(lab: Lab, interface: str) -> set[str]:
     return {
-        f"{held.address}/{held.length}"
-        for held in observe(lab.pod).addresses
-        if held.interface == interface and not held.address.is_link_local
+        f"{assigned.address}/{assigned.length}"
+        for assigned in observe(lab.pod).addresses
+        if assigned.interface == interface and not assigned.address.is_link_local
     }
 
 

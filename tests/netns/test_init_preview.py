@@ -38,7 +38,7 @@ def test_the_steps_are_those_that_init_takes(lab: Lab) -> None:
     taken = [record["command"] for record in result.records if record["event"] == "init.step"]
     # The name servers of this machine are not those of the pod that init ran in.
     assert set(taken) <= set(planned)
-    assert look(lab, DUAL).state.held(read_settings(DUAL).sources[0].address) is not None
+    assert look(lab, DUAL).state.assigned(read_settings(DUAL).sources[0].address) is not None
 
 
 def test_a_finished_pod_and_a_missing_interface(lab: Lab) -> None:

@@ -58,7 +58,7 @@ def _source(text: str, gateway: str) -> Source:
     return Source(ip_address(address), int(length) if slash else None, ip_address(gateway))
 
 
-def held(text: str) -> InterfaceAddress:
+def assigned(text: str) -> InterfaceAddress:
     """``192.0.2.10/24 dev eth0``, and a flag behind it."""
     address, _, name, *flags = text.split()
     interface = ip_interface(address)
@@ -116,12 +116,12 @@ def state(text: str, *links: Link, name_servers: str = "", sysctls_writable: boo
     for line in filter(None, map(str.strip, text.splitlines())):
         words = line.removeprefix("-6 ")
         if words.split()[0] == "address":
-            addresses.append(held(words.removeprefix("address ")))
+            addresses.append(assigned(words.removeprefix("address ")))
         else:
             routes.append(route(words, six=words != line))
     return State(
         links=(LO, *(links or (ETH0, MACVLAN0))),
-        addresses=(held("127.0.0.1/8 dev lo"), held("::1/128 dev lo"), *addresses),
+        addresses=(assigned("127.0.0.1/8 dev lo"), assigned("::1/128 dev lo"), *addresses),
         routes=tuple(routes),
         name_servers=tuple(map(ip_address, name_servers.split())),
         sysctls_writable=sysctls_writable,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from egress_proxy.config.sources import Source
-from egress_proxy.init.announce import DEFAULT_PACE, Pace, Wire, announce, detect, other_owner
+from egress_proxy.init.announce import DEFAULT_PACE, LanSockets, Pace, announce, detect, other_owner
 from egress_proxy.lan.frames import ETH_P_ARP, Claim, announcements, probe
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ OTHER = bytes.fromhex("020000000001")
 ADDRESS = IPv4Address("203.0.113.99")
 GATEWAY = IPv4Address("203.0.113.1")
 SOURCE = Source(ADDRESS, 25, GATEWAY)
-HASTE = Pace(probe_interval_s=0.01, announcement_interval_s=0.01, patience_s=0.01)
+HASTE = Pace(probe_interval_s=0.01, announcement_interval_s=0.01, answer_timeout_s=0.01)
 
 
 class Lan:
@@ -44,13 +44,13 @@ class Lan:
 
 
 @contextmanager
-def lan(payload: bytes) -> Iterator[tuple[Lan, Wire]]:
+def lan(payload: bytes) -> Iterator[tuple[Lan, LanSockets]]:
     reader, writer = os.pipe()
     try:
         # Never read, so that the socket is ready for ever.
         os.write(writer, b"!")
         talking = Lan(reader, payload)
-        yield talking, Wire("macvlan0", OWN, {ETH_P_ARP: cast("socket.socket", talking)})
+        yield talking, LanSockets("macvlan0", OWN, {ETH_P_ARP: cast("socket.socket", talking)})
     finally:
         os.close(reader)
         os.close(writer)
@@ -58,17 +58,17 @@ def lan(payload: bytes) -> Iterator[tuple[Lan, Wire]]:
 
 @pytest.mark.timeout(10)
 def test_a_neighbour_that_never_stops_talking_delays_nothing() -> None:
-    with lan(probe(OTHER, IPv4Address("203.0.113.98")).payload) as (talking, wire):
-        assert detect(wire, [ADDRESS], HASTE) is None
+    with lan(probe(OTHER, IPv4Address("203.0.113.98")).payload) as (talking, sockets):
+        assert detect(sockets, [ADDRESS], HASTE) is None
         assert talking.sent == [probe(OWN, ADDRESS).payload] * 3
-        assert announce(wire, [SOURCE], HASTE) == (SOURCE,)
-        assert other_owner(wire.pending(), [ADDRESS]) is None
+        assert announce(sockets, [SOURCE], HASTE) == (SOURCE,)
+        assert other_owner(sockets.pending(), [ADDRESS]) is None
 
 
 @pytest.mark.timeout(10)
 def test_a_gateway_that_has_answered_is_not_asked_again() -> None:
-    with lan(announcements(OTHER, GATEWAY)[0].payload) as (talking, wire):
-        assert announce(wire, [SOURCE], HASTE) == ()
+    with lan(announcements(OTHER, GATEWAY)[0].payload) as (talking, sockets):
+        assert announce(sockets, [SOURCE], HASTE) == ()
     told = [frame.payload for frame in announcements(OWN, ADDRESS)]
     assert [payload for payload in talking.sent if payload not in told] == [talking.sent[2]]
     assert len(talking.sent) == 7
@@ -76,8 +76,8 @@ def test_a_gateway_that_has_answered_is_not_asked_again() -> None:
 
 def test_what_we_say_ourselves_is_no_conflict() -> None:
     """A bridge may send our own frames back."""
-    with lan(announcements(OWN, ADDRESS)[0].payload) as (_, wire):
-        assert detect(wire, [ADDRESS], HASTE) is None
+    with lan(announcements(OWN, ADDRESS)[0].payload) as (_, sockets):
+        assert detect(sockets, [ADDRESS], HASTE) is None
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_a_pods_start_waits_little_for_neighbours() -> None:
     pace = DEFAULT_PACE
     probing_s = 3 * pace.probe_interval_s
     assert probing_s == pytest.approx(0.6)
-    assert probing_s + 2 * pace.announcement_interval_s + pace.patience_s <= 2.0
+    assert probing_s + 2 * pace.announcement_interval_s + pace.answer_timeout_s <= 2.0

@@ -13,7 +13,7 @@ from egress_proxy.init import problems
 from egress_proxy.init.problems import find_warnings, unmet_preconditions
 from egress_proxy.init.state import Ipv6Sysctls, Link, State
 from egress_proxy.init.steps import PutAddress, PutRoute, PutRule, SetLink
-from tests.unit.init.iproute import ETH0, MACVLAN0, held, route, settings, state
+from tests.unit.init.iproute import ETH0, MACVLAN0, assigned, route, settings, state
 
 if TYPE_CHECKING:
     from egress_proxy.init.settings import InitSettings
@@ -174,7 +174,7 @@ REFUSED = OSError(errno.ENETUNREACH, "Nexthop has invalid gateway")
     ("change", "blamed"),
     [
         (SetLink("macvlan0", up=True), "EGRESS_INTERFACE: 'macvlan0'"),
-        (PutAddress(held("203.0.113.99/25 dev macvlan0")), "EGRESS_SOURCE: '203.0.113.99'"),
+        (PutAddress(assigned("203.0.113.99/25 dev macvlan0")), "EGRESS_SOURCE: '203.0.113.99'"),
         (PutRoute(route("default via 203.0.113.1 dev macvlan0")), "EGRESS_GATEWAY: '203.0.113.1'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
         (
             problems.no_packet_socket("macvlan0", OSError(errno.EPERM, "Operation not permitted")),
             (
-                "EGRESS_INTERFACE: 'macvlan0': can't send and parse frames on it: Operation not "
+                "EGRESS_INTERFACE: 'macvlan0': can't send and receive frames on it: Operation not "
                 "permitted; add NET_RAW to securityContext.capabilities"
             ),
         ),
