@@ -87,7 +87,7 @@ def test_a_port_that_is_taken_is_told_with_its_line(listener: socket.socket) -> 
             f"{P}DESTINATION line 2: '{taken}': can't listen on 127.0.0.1: Address already in use; "
             "another process of the pod listens there: use another port"
         )
-        assert process.records == []
+        assert len(process.records) == 1
 
 
 def test_too_few_descriptors_are_told_before_anything_listens() -> None:
@@ -105,7 +105,7 @@ def test_too_few_descriptors_for_anything_are_told_in_a_line(descriptors: int) -
             f"the limit of open files is {descriptors}, 52 are needed; "
             "raise the container's nofile limit (RLIMIT_NOFILE)"
         )
-        assert process.records == []
+        assert len(process.records) == 1
 
 
 @pytest.mark.parametrize(("descriptors", "clients"), [(52, 1), (100, 20)])
