@@ -19,6 +19,7 @@ import pytest
 from tests.support.dns import DnsServer, Name
 from tests.support.session import Session
 from tests.support.standalone import free_port, running
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +87,8 @@ def test_it_says_so_tries_again_and_no_other_port_notices(listener: socket.socke
             process.wait_for("destination.resolved")
         process.wait_for("listener.opened", listener=stolen)
         serves(stolen, listener)
-        assert states(admin) == {stolen: "listening", healthy: "listening"}
+        # A snapshot may be a second old.
+        wait_until(lambda: states(admin) == {stolen: "listening", healthy: "listening"})
 
 
 def test_a_drain_beside_it_waits_for_the_sessions_of_the_other_ports(
