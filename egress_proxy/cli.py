@@ -73,7 +73,9 @@ def main(
             write_termination_message(str(error), termination_log)
         return error.exit_status
     except BrokenPipeError:
-        # Nobody reads the output any longer; Python would complain when it flushes it.
+        if options.name in _VARIABLES:
+            raise
+        # The output of check or status has no reader; Python would complain when it flushes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PlatformError.exit_status
     return 0

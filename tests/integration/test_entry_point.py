@@ -53,6 +53,25 @@ def test_sigterm_is_heard_before_the_slow_imports(command: str) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
+@pytest.mark.parametrize("command", ["run", "check", "signal reload"])
+def test_a_hidden_proc_is_one_line(environ: dict[str, str], command: str) -> None:
+    hidden = ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c"]
+    ended = subprocess.run(
+        [*hidden, f'mount -t tmpfs none /proc && exec "{EGRESS_PROXY}" {command}'],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "unshare" in ended.stderr:
+        if os.environ.get("CI") == "true":
+            pytest.fail(ended.stderr)
+        pytest.skip("user namespaces are not allowed here")
+    assert ended.returncode == 1
+    [line] = ended.stderr.splitlines()
+    assert line.endswith("; mount /proc in the container")
+
+
 def test_signal_reload_and_debug(environ: dict[str, str], tmp_path: Path) -> None:
     """In a process namespace of its own the daemon is process 1, as in a container."""
     probe = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
