@@ -11,7 +11,7 @@ import pytest
 
 from egress_proxy.init import problems
 from egress_proxy.init.problems import find_warnings, unmet_preconditions
-from egress_proxy.init.state import Ipv6Sysctls, Link, State
+from egress_proxy.init.state import Ipv6Sysctls, Link, Rule, State
 from egress_proxy.init.steps import PutAddress, PutRoute, PutRule, SetLink
 from tests.unit.init.iproute import ETH0, MACVLAN0, assigned, route, settings, state
 
@@ -253,3 +253,52 @@ def test_a_shared_address_that_the_attachment_has_put_is_in_the_way() -> None:
         "and only one pod at a time has it"
     )
     assert unmet_preconditions(state(f"{there} dynamic"), shared) == ()
+
+
+REPLY = """
+192.0.2.0/24 dev eth0 src 192.0.2.10 table 1091
+default via 192.0.2.1 dev eth0 table 1091
+"""
+OWN_RULE = Rule(version=4, priority=1091, interface="macvlan0")
+
+
+def foreign(text: str, *rules: Rule) -> list[str | None]:
+    """The values of the problems with the reply table."""
+    observed = replace(state(text), rules=rules)
+    found = [
+        problem
+        for problem in unmet_preconditions(observed, V4)
+        if "another program uses routing table 1091" in problem.reason
+    ]
+    return [problem.value for problem in found]
+
+
+def test_what_init_itself_puts_into_the_reply_table_is_no_foreign_use() -> None:
+    # An earlier run was killed before its first rule, or later.
+    assert foreign(POD + REPLY) == foreign(POD + REPLY, OWN_RULE) == []
+    assert foreign(POD + REPLY.splitlines()[1]) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "rules", "value"),
+    [
+        # Before init has a rule: not a copy of the main table.
+        ("198.18.0.0/15 via 192.0.2.1 dev eth0 table 1091", (), None),
+        # After: not made by init, which makes static ones.
+        (
+            "198.18.0.0/15 via 192.0.2.1 dev eth0 proto 3 table 1091",
+            (OWN_RULE,),
+            "198.18.0.0/15 via 192.0.2.1 dev eth0 table 1091",
+        ),
+        ("", (replace(OWN_RULE, priority=77),), "priority 77 iif macvlan0 lookup 1091"),
+        ("", (replace(OWN_RULE, foreign=True),), "priority 1091 iif macvlan0 … lookup 1091"),
+    ],
+)
+def test_another_use_of_the_reply_table(
+    text: str, rules: tuple[Rule, ...], value: str | None
+) -> None:
+    assert foreign(POD + text, *rules) == [value or text]
+
+
+def test_rules_of_another_table_are_not_looked_at() -> None:
+    assert foreign(POD, replace(OWN_RULE, table=1092, priority=1092)) == []
