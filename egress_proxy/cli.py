@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import io
 import os
 import signal
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from egress_proxy import __version__
-from egress_proxy.check import warnings
-from egress_proxy.check.report import Report
-from egress_proxy.config import hold_variables, run_variables, settings, sources
-from egress_proxy.config.explanations import explain, value_in_effect
-from egress_proxy.config.variables import Reader, unknown_names
+from egress_proxy.config import hold_variables, run_variables, settings
+from egress_proxy.config.explanations import explain
+from egress_proxy.config.variables import unknown_names
 from egress_proxy.errors import EgressProxyError, PlatformError
 from egress_proxy.failures import (
     fill_standard_descriptors,
@@ -34,8 +31,6 @@ from egress_proxy.init import settings as init_settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from egress_proxy.config.settings import Settings
-    from egress_proxy.config.sources import Source
     from egress_proxy.config.variables import Variable
 
 # Kubernetes' default terminationMessagePath.
@@ -201,124 +196,22 @@ def signal_daemon(options: argparse.Namespace, _environ: Mapping[str, str]) -> N
 
 def check(options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Validate the configuration, say what init and run would do, and change nothing."""
+    from egress_proxy.check import command  # noqa: PLC0415 - only this command needs it
+
     if options.show_settings:
-        _show_settings(environ)
+        _print("\n".join(command.settings_in_effect(environ, _VARIABLES)))
         return
-    report = Report()
     unknown = unknown_names(environ, _KNOWN)
-    if options.output == "json":
-        report.warn(unknown)
-    else:
-        # First of all: a misspelt name is often why the rest is refused.
+    if options.output == "text":
+        # First, because a misspelt name is often why the rest is refused.
         report_warnings("check", unknown, environ)
-    for name, part, triggers in _PARTS:
-        if any(variable.name in environ for variable in triggers) or not _any_part(environ):
-            try:
-                part(options, environ, report)
-            except EgressProxyError as error:
-                report.failed(name, error)
-        else:
-            names = " and ".join(variable.name for variable in triggers)
-            report.skipped(name, f"not validated: {names} are not set")
+        unknown = ()
+    report = command.examine(environ, unknown, offline=options.offline, connect=options.connect)
     report.tell(options.output)
 
 
-def _check_init(options: argparse.Namespace, environ: Mapping[str, str], report: Report) -> None:
-    wanted = init_settings.read_settings(environ)
-    report.warn(warnings.gateway_warnings(wanted.sources))
-    if options.offline:
-        report.good("init", "the configuration is good")
-        return
-    if importlib.util.find_spec("pyroute2") is None:
-        report.good("init", "the configuration is good")
-        report.skipped("network", "not examined: this image lacks pyroute2")
-        return
-    from egress_proxy.init import run as init_run  # noqa: PLC0415 - pyroute2 costs 25 MB
-    from egress_proxy.init.problems import capability_problems  # noqa: PLC0415 - see above
-
-    preview = init_run.preview(wanted)
-    report.plan += str(preview).splitlines()
-    report.warn(preview.warnings)
-    lacking = list(capability_problems(preview.state))
-    problems = [problem for problem in preview.problems if problem not in lacking]
-    if preview.steps:
-        # There is something to do, and this container could not do it.
-        problems = [*lacking, *problems]
-    elif lacking and not problems:
-        report.good("network", "it is as init makes it")
-    if problems:
-        raise PlatformError(*problems)
-    report.good("init", "the configuration is good")
-
-
-def _check_run(options: argparse.Namespace, environ: Mapping[str, str], report: Report) -> None:
-    wanted = settings.read_settings(environ)
-    reserved = _reserved(environ)
-    report.warn(warnings.source_warnings(wanted, reserved))
-    if options.offline:
-        report.good("run", "the configuration is good")
-        return
-    from egress_proxy.check import preflight  # noqa: PLC0415 - check --offline needs none
-    from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - see above
-    from egress_proxy.pod.preconditions import preconditions  # noqa: PLC0415 - see above
-
-    pod = read_pod()
-    problems = preconditions(wanted, pod)
-    if problems:
-        raise PlatformError(*problems)
-    report.good("run", "the configuration is good")
-    gateways = [source.gateway for source in reserved]
-    report.add(asyncio.run(preflight.examine(wanted, pod, gateways, connect=options.connect)))
-
-
-# Which variables show that a command is configured here. Without any, all are validated.
-_PARTS: tuple[tuple[str, Callable[..., None], tuple[Variable[Any], ...]], ...] = (
-    ("init", _check_init, (sources.SOURCE, sources.GATEWAY)),
-    ("run", _check_run, (run_variables.DESTINATION, run_variables.DESTINATION_FILE)),
-)
-
-
-def _any_part(environ: Mapping[str, str]) -> bool:
-    return any(variable.name in environ for _, _, triggers in _PARTS for variable in triggers)
-
-
-def _reserved(environ: Mapping[str, str]) -> tuple[Source, ...]:
-    """The reserved addresses, where init is configured here too, and rightly."""
-    reader = Reader(environ)
-    found = sources.read_sources(reader)
-    return () if reader.problems else found
-
-
-def _show_settings(environ: Mapping[str, str]) -> None:
-    connections = _allowed_connections(environ)
-    for command, entries in _VARIABLES.items():
-        _print(f"{command}:")
-        width = max(len(variable.name) for variable in entries)
-        for variable in entries:
-            value = value_in_effect(variable, environ, connections)
-            _print(f"  {variable.name:{width}}  {value}")
-
-
-def _allowed_connections(environ: Mapping[str, str]) -> int | None:
-    """How many connections run would allow by default; None where that can't be known."""
-    from egress_proxy.pod.address_monitor import choose_listen_points  # noqa: PLC0415 - only here
-    from egress_proxy.pod.descriptors import share_descriptors  # noqa: PLC0415 - only here
-    from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - only here
-
-    def allowed(wanted: Settings) -> int:
-        pod = read_pod()
-        points = choose_listen_points(wanted, pod.inside(wanted.interface))
-        count = len(wanted.destinations) * len(points)
-        return share_descriptors(pod.descriptors, count, None).connections
-
-    try:
-        return allowed(settings.read_settings(environ))
-    except EgressProxyError:
-        return None
-
-
 def _warn_of_unknown_names(command: str, environ: Mapping[str, str]) -> None:
-    """First of all: a misspelt name is often why the rest is refused."""
+    """Called first, because a misspelt name is often why the rest is refused."""
     report_warnings(command, unknown_names(environ, _KNOWN), environ)
 
 
