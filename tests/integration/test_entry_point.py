@@ -58,7 +58,7 @@ def test_a_hidden_proc_is_one_line(environ: dict[str, str], command: str) -> Non
     hidden = ["unshare", "--user", "--map-root-user", "--mount", "/bin/sh", "-c"]
     ended = subprocess.run(
         [*hidden, f'mount -t tmpfs none /proc && exec "{EGRESS_PROXY}" {command}'],
-        env={**os.environ, **environ},
+        env={**os.environ, **environ, f"{P}LOG_FORMAT": "console"},
         capture_output=True,
         text=True,
         check=False,
