@@ -150,7 +150,7 @@ def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     _warn_of_unknown_names("hold", environ)
     wanted = hold_variables.read_hold_settings(environ)
 
-    # This command pays for ssl, and no other one.
+    # Only this command needs ssl.
     from egress_proxy.hold import daemon  # noqa: PLC0415 - see above
     from egress_proxy.hold.api_server import ApiServer  # noqa: PLC0415 - see above
     from egress_proxy.hold.kubernetes import KubernetesClient  # noqa: PLC0415 - see above
@@ -168,7 +168,7 @@ def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
         await running.run()
 
     try:
-        # A few timers a second: uvloop would gain nothing, and costs memory.
+        # A few timers per second: uvloop would not help, and costs memory.
         asyncio.run(hold_address())
     finally:
         log.close()

@@ -305,7 +305,8 @@ class RunFailed(Event, name="run.failed", level="error"):
 class DaemonDefect(Event, name="daemon.defect", level="error"):
     """This program raised an exception that it did not expect: please report it.
 
-    `where` names the task or callback; it starts again in `restart_s`, None if it does not.
+    `where` names the task or callback that it ended; a task starts again in `restart_s`, None if it
+    does not.
     """
 
     where: str

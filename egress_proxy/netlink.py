@@ -1,7 +1,7 @@
 """Requests of netlink(7), dumps, and the attributes in both, without a library.
 
 pyroute2 costs 25 MB resident, its synchronous calls do not run inside an event loop, and it has no
-call for some messages. So what stays resident makes its few messages here.
+call for some messages. So the commands that stay resident build their few messages here.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _TIMEOUT_S = 1.0
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """A `struct nlattr` with its value, filled up to four octets."""
+    """A `struct nlattr` with its value, padded to a multiple of four octets."""
     octets = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value
     return octets + bytes(-len(octets) % 4)
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """The values by their kinds, flags left out. Of one that is cut off there is nothing."""
+    """The values by their kinds, without flags. A truncated attribute is left out."""
     found = {}
     place = 0
     while place + _ATTRIBUTE.size <= len(data):
@@ -100,7 +100,7 @@ def _sent(protocol: int, kind: int, flags: int, body: bytes) -> socket.socket:
 
 
 def _raise_error(answer: bytes) -> None:
-    """Both an error and the end of a dump begin with a number: 0, or a negative errno."""
+    """An error and the end of a dump both begin with a number: 0, or a negative errno."""
     (error,) = struct.unpack_from("=i", answer)
     if error:
         raise OSError(-error, os.strerror(-error))

@@ -1,7 +1,8 @@
 """Runs the long tasks of a daemon: an unforeseen exception becomes an event, and the task restarts.
 
 asyncio keeps the exception of a task until the task is awaited, and prints that of a timer or a
-callback as a traceback on stderr: nobody would see it. Here each one becomes a `DaemonDefect`.
+callback as a traceback on stderr, where it is easily missed. Here each one becomes a
+`DaemonDefect`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
     from egress_proxy.events import Observer
 
-# A task that failed starts again after a second, doubled each time up to a minute. One that then
-# ran for longer than that begins again at a second.
+# A task that failed starts again after a second, doubled each time up to a minute. After a run of
+# more than a minute, the pause is a second again.
 _RESTART_FIRST_S = 1.0
 _RESTART_LAST_S = 60.0
 
@@ -66,7 +67,7 @@ class Supervisor:
             started_at = self._loop.time()
             try:
                 await run()
-            except Exception as error:  # noqa: BLE001 - nothing dies unseen
+            except Exception as error:  # noqa: BLE001 - each becomes an event
                 if self._loop.time() - started_at > _RESTART_LAST_S:
                     delay_s = _RESTART_FIRST_S
                 self._observer.observe(DaemonDefect.of(error, name, delay_s))

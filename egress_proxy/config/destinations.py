@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_OCTETS = 1 << 20
 FORM = "<port> <host> [<remote port>]"
-# Problems that are reported in full: more do not help anybody, and a log line must hold them.
+# How many problems are reported in full: more do not help, and they must fit into a log line.
 MAX_PROBLEMS = 100
 # Lines that are parsed before the event loop gets its turn: 1 to 2 ms.
 _SLICE_LINES = 500
@@ -85,7 +85,7 @@ def parse_destinations(
 async def parse_destinations_in_slices(
     text: str, *, variable: str, policy: AddressPolicy = DEFAULT_POLICY
 ) -> tuple[Destination, ...]:
-    """`parse_destinations` for a running event loop, which is never held for long."""
+    """`parse_destinations` for a running event loop, which is never blocked for long."""
     parsing = _Parsing(text, variable, policy)
     for number, line in numbered_lines(text):
         if number % _SLICE_LINES == 0:

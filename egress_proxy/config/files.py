@@ -1,8 +1,8 @@
 """Files that may be anything: read off the event loop, within a time limit.
 
 A mounted file may be a FIFO or a device, and its mount may hang for ever. Only regular files are
-read; every call happens in a daemon thread, which keeps neither the event loop nor the end of the
-process waiting.
+read; every call happens in a daemon thread, so that neither the event loop nor the exit of the
+process waits for it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _start(work: Callable[[], T]) -> Future[T]:
     def run() -> None:
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001 - handed to the one who waits
+        except BaseException as error:  # noqa: BLE001 - passed to the caller
             future.set_exception(error)
         else:
             future.set_result(result)

@@ -28,8 +28,8 @@ Silence = Literal["keep", "release"]
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*", re.ASCII)
 _LONGEST_NAME = 253
-# Shorter than a second is below the kernel's unit of lifetimes; a minute without the address is
-# longer than Kubernetes needs without any of this.
+# The kernel counts lifetimes in whole seconds; a failover that takes longer than a minute is no
+# better than a single pod that Kubernetes replaces.
 _LONGEST_DURATION_S = 60
 
 

@@ -15,7 +15,7 @@ Mistake = tuple[str, str]  # a reason and a cure
 
 NETWORK = re.compile(r"[0-9a-f.:]+/[0-9]{1,3}", re.ASCII | re.IGNORECASE)
 
-# As much of a line as is searched, in characters: more is never a destination.
+# How much of a line is searched, in characters; no destination is longer.
 _SEARCHED = 1000
 # YAML's folded style puts a space where the text had a line break.
 _FOLDED = "in YAML write |- instead of >-, which joins lines"

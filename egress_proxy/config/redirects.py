@@ -6,7 +6,7 @@ ports and protocols. Fields, comments and line ends are those of `destinations`,
 addresses that are refused.
 
 Deliberately not here: names, because nothing resolves them again once init has exited. Each line is
-judged on its own, and all problems are told in one go.
+parsed on its own, and all problems are reported together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _RULE_FIELDS = (3, 4)
 
 @dataclass(frozen=True, slots=True)
 class Redirect:
-    """What arrives on `port` goes on to `address` and `remote_port`; `line` counts from 1."""
+    """What arrives on `port` is forwarded to `address` and `remote_port`; `line` counts from 1."""
 
     protocol: Protocol
     port: int
@@ -48,7 +48,7 @@ class Redirect:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """Everything that no `Redirect` names goes on to `address`, with its port as it is."""
+    """Everything that matches no `Redirect` is forwarded to `address`, to the same port."""
 
     address: Address
     line: int

@@ -160,7 +160,7 @@ async def reread_destinations(
     policy: AddressPolicy,
     admin_listen: AdminListen | None,
 ) -> tuple[Destination, ...]:
-    """`read_destinations` for a running event loop, which is never held for long.
+    """`read_destinations` for a running event loop, which is never blocked for long.
 
     Raises `ConfigurationError`, and `PlatformError` when the file can't be read.
     """
@@ -168,7 +168,7 @@ async def reread_destinations(
     try:
         text = source.decode(await off_loop.call(source.read))
     except OSError as error:
-        # Not the text's fault: it is read again.
+        # The text may be correct: it is read again.
         raise PlatformError(*source.unreadable(error).problems) from None
     found = await destinations.parse_destinations_in_slices(
         text, variable=source.variable.name, policy=policy

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _ENTRY = re.compile(r"([^/]*)(?:/([1-9][0-9]{0,2}))?", re.ASCII)
 # With high availability, the table for what has a reserved address as its source: `init` puts the
-# rule and an unreachable default, `hold` the routes. Any number that ip-route(8) gives no name.
+# rule and an unreachable default, `hold` the routes. Any number without a name in ip-route(8) would
+# do.
 SOURCE_TABLE = 1092
 # RFC 1122 section 3.2.1.3: hosts of "this network", never a host's address on the wire.
 _THIS_NETWORK = IPv4Network("0.0.0.0/8")

@@ -137,7 +137,7 @@ def unknown_names(environ: Mapping[str, str], known: Collection[str]) -> tuple[P
 
 def _nearest(name: str, known: Collection[str]) -> str:
     def likeness(candidate: str) -> tuple[float, bool]:
-        """Without their prefixes, which would make all names alike; the same prefix decides."""
+        """Compares without prefixes, which would make all names alike; the same one is better."""
         pairs = [(_bare(name), _bare(candidate))]
         if not name.startswith(PREFIX):
             # The prefix itself may be misspelt.
@@ -224,7 +224,7 @@ def refuse_quotation_marks(text: str) -> None:
 
 
 def _mistaken_address(text: str) -> tuple[str, str] | None:
-    """Reason and cure, when only what surrounds an address makes it none."""
+    """Reason and cure, if the text is an address with something around it."""
     for reason, inner in (
         ("brackets around the address", text.removeprefix("[").removesuffix("]")),
         ("a length after the address", text.rpartition("/")[0]),

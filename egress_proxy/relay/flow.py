@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _READ = 64 * 1024
 _BUFFER = memoryview(bytearray(_READ))
 
-# Splices that move less than this are dearer than copies; the flow goes back to copying.
+# Splices that move less than this cost more than copies; the flow goes back to copying.
 _WORTH_SPLICING = 16 * 1024
 
 # As an int: a flag of the enum costs more to pass.
@@ -107,8 +107,8 @@ class Flow:
         self._readable = False
         self._source_finished = False
         self.source_broken = False
-        # epoll(7): a read that returns less than asked has drained a stream socket, but for the
-        # stop that recv makes at urgent data.
+        # epoll(7): a read that returns less than asked has drained a stream socket, except that
+        # recv also stops at urgent data.
         self._short_read_drains = True
         self._bulk = False
         self.write_blocked = False
@@ -142,7 +142,7 @@ class Flow:
     def on_source_error(self) -> None:
         """Nothing can reach the source any more; what it sent before may still be unread.
 
-        An event tells of it, or a send of the opposite flow, whose sink it is.
+        An event reports it, or a failed send of the opposite flow, which sends to this source.
         """
         self.opposite.discard()
         self._owner.cause = self._owner.cause or self.reset_reason
@@ -217,7 +217,7 @@ class Flow:
         self.count += taken
         owner.touched = owner.reactor.now
         if taken < count:
-            # A copy: the shared buffer is another flow's next.
+            # A copy: the next flow overwrites the shared buffer.
             self._buffered = memoryview(bytes(_BUFFER[taken:count]))
             self.write_blocked = True
         elif not drained:

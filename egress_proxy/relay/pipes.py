@@ -42,7 +42,7 @@ class PipePool:
         self._idle: list[Pipe] = []
 
     def take(self) -> Pipe | None:
-        """An empty pipe, or None when there is none to be had."""
+        """An empty pipe, or None when none is available."""
         if self._idle:
             return self._idle.pop()
         if self._made == self._limit:

@@ -162,7 +162,7 @@ class Reactor:
         for fd, events in batch:
             try:
                 watchers[fd].ready(events)
-            except Exception as error:  # noqa: BLE001 - one connection's defect is its own
+            except Exception as error:  # noqa: BLE001 - must not stop other connections
                 self._fail(watchers[fd], error)
 
     def _run_again(self) -> None:

@@ -16,9 +16,9 @@ waiting for ACKs   cannot be: the opposite by the same flow: ignored; by  RST to
 ended              cannot be               cannot be                      ignored
 ================== ======================= ============================== =================
 
-A FIN passes on alone, and the other direction stays open (RFC 9293 section 3.6). A RST is passed on
-after everything that was sent before it, and only once the sink has acknowledged that: a RST makes
-both kernels drop what is still in flight. When the sink is broken too, no ACK will come.
+A FIN ends its own direction only; the other one stays open (RFC 9293 section 3.6). A RST is passed
+on after everything that was sent before it, and only once the sink has acknowledged that: a RST
+makes both kernels drop what is still in flight. When the sink is broken too, no ACK will come.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ class TimerWheel:
         self._timer = self._loop.call_at((self._done + 1) * self._tick_s, self._turn)
 
     def _turn(self) -> None:
-        # At least the tick that the timer was for, whatever the division makes of its time:
-        # 0.35 s / 0.05 s is 6.999….
+        # At least the tick that the timer was set for, even if the division rounds down: 0.35 s /
+        # 0.05 s is 6.999….
         for tick in range(self._done + 1, max(self._done + 1, self._current()) + 1):
             self._done = tick
             # A member may cancel others, so the bucket stays in the dict while it is drained.
@@ -119,7 +119,7 @@ class TimerWheel:
     def _call(self, member: Scheduled) -> None:
         try:
             member.on_timer()
-        except Exception as error:  # noqa: BLE001 - a defect of one member is its own
+        except Exception as error:  # noqa: BLE001 - must not stop other members
             self._report(error)
             try:
                 member.abort(Reason.ERROR)
