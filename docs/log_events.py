@@ -42,8 +42,9 @@ no others:
 - the fields of the event. All of them are always there; durations are in seconds, sizes in bytes
 
 [log-events.schema.json](log-events.schema.json) is the same as a JSON schema (draft 2020-12).
-Records of level `debug` are written only while DEBUG is on. Characters that are not printable are
-escaped, so that nothing that a peer sends can break a line.
+Records of level `debug` are written only while DEBUG is on; those of connections also with
+`EGRESS_DNS_PROXY_LOG_CONNECTIONS`. Characters that are not printable are escaped, so that nothing
+that a peer sends can break a line.
 """
 
 _COMMANDS = {
