@@ -37,6 +37,9 @@ _GATEWAY_PORT = 9
 # The kernel gives up on a neighbour after three requests, one per second (arp(7)).
 _GATEWAY_TIMEOUT_S = 5.0
 
+# Destinations that are connected to at the same time: each may take the connect timeout.
+_AT_ONCE = 64
+
 _CONNECT_CURES = {
     errno.ECONNREFUSED: "nothing listens there: check the remote port, and the service",
     errno.EHOSTUNREACH: "no router answers, or one says that there is no such host: check the "
@@ -76,17 +79,21 @@ async def examine(
         local_addresses=pod_network_addresses(pod.interfaces, settings.interface),
     )
     policy = policy_in(settings, pod)
+    connecting = asyncio.Semaphore(_AT_ONCE)
+
+    async def try_out(destination: Destination) -> list[Finding]:
+        found, finding = await _resolve(resolver, destination, policy)
+        if not connect:
+            return [finding]
+        async with connecting:
+            return [
+                finding,
+                *await _connect(destination, found, sources, settings.connect_timeout_s),
+            ]
+
     try:
-        for destination, (found, finding) in zip(
-            settings.destinations,
-            await asyncio.gather(
-                *(_resolve(resolver, destination, policy) for destination in settings.destinations)
-            ),
-            strict=True,
-        ):
-            findings.append(finding)
-            if connect:
-                findings += await _connect(destination, found, sources, settings.connect_timeout_s)
+        for each in await asyncio.gather(*map(try_out, settings.destinations)):
+            findings += each
     finally:
         await resolver.close()
     return findings
