@@ -36,7 +36,7 @@ OVERLAYS = (
 )
 # Applied once per cluster or namespace; they hold no router.
 ONCE = ("cluster/openshift", "cluster/openshift-sdn", "monitoring", "namespace")
-EXAMPLES = ("pod-privileged", "pod-least-privilege")
+EXAMPLES = ("pod-privileged", "pod-least-privilege", "pod-redirect")
 # The oldest with a schema, OpenShift 4.14's (the last with OpenShift SDN in support), a newer one,
 # and the newest that the package knows.
 VERSIONS = ("1.25", "1.27", "1.31", kubernetes_validate.latest_version())
