@@ -56,12 +56,12 @@ _ANY_SOURCE = "any: the kernel chooses, there is no reserved address"
 async def examine(
     settings: Settings, pod: Pod, gateways: Iterable[Address], *, connect: bool
 ) -> list[Finding]:
-    """Everything that `run` meets beyond its preconditions, which must hold."""
+    """All findings about `run` beyond its preconditions, which must hold."""
     sources = choose_sources(settings, pod)
     here = frozenset(str(address) for entries in pod.interfaces.values() for address in entries)
     standby = settings.shared and not here.issuperset(sources.values())
     if standby:
-        # From an address that another pod has, nothing can be tried.
+        # Nothing can be tried from an address that another pod has.
         gateways, connect = (), False
     findings = [
         Finding(
@@ -210,7 +210,7 @@ async def _connect(
 
 
 async def _probe_gateway(gateway: Address, sources: dict[int, str]) -> Finding:
-    """Whether `gateway` is there.
+    """Whether `gateway` answers.
 
     Any TCP answer proves it, and so does silence once ARP or ND has answered.
     """

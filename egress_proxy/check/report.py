@@ -41,7 +41,7 @@ class Report:
         self.findings.append(Finding(subject=subject, state="skipped", detail=detail))
 
     def warn(self, problems: Iterable[Problem]) -> None:
-        """Things that do not prevent anything, one finding each."""
+        """Add problems that prevent nothing, one finding each."""
         for problem in problems:
             where = dataclasses.replace(problem, reason="", cure="")
             self.findings.append(
@@ -63,14 +63,14 @@ class Report:
                 detail="1 problem" if count == 1 else f"{count} problems",
             )
         )
-        # The one to mend first decides: 2 before 1.
+        # The configuration must be corrected first: status 2 before status 1.
         self._status = max(self._status, error.exit_status)
         # Two commands may have the same problem.
         known = set(map(_key, self._problems))
         self._problems += [problem for problem in error.problems if _key(problem) not in known]
 
     def add(self, findings: Iterable[Finding]) -> None:
-        """Findings that stand for themselves; those that failed are problems of the pod."""
+        """Add findings; each one that failed is a problem of the pod."""
         for finding in findings:
             self.findings.append(finding)
             if finding.state == "failed":

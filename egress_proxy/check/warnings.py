@@ -34,7 +34,7 @@ def gateway_warnings(sources: Iterable[Source]) -> Iterator[Problem]:
 
 
 def source_warnings(settings: Settings, reserved: Sequence[Source]) -> Iterator[Problem]:
-    """What `run` says against what `init` says: another source, a LAN listener, a family."""
+    """Where `run` contradicts `init`: another source, a listener on the LAN, a missing family."""
     addresses = {source.address for source in reserved}
     if not addresses:
         return

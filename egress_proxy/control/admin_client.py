@@ -29,9 +29,9 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_page(environ: Mapping[str, str]) -> Page:
-    """What the daemon says of itself.
+    """The daemon's own status.
 
-    Raises `ConfigurationError` when ADMIN_LISTEN is wrong, `PlatformError` when nobody answers.
+    Raises `ConfigurationError` when ADMIN_LISTEN is wrong, `PlatformError` when there is no answer.
     """
     reader = Reader(environ)
     admin_listen = reader.read(ADMIN_LISTEN)
@@ -75,7 +75,7 @@ def fetch(admin_listen: AdminListen) -> Page:
 
 
 def _host(admin_listen: AdminListen) -> str:
-    """Where it is reached from inside the pod."""
+    """The address at which it is reached from inside the pod."""
     address = admin_listen.address
     if address is None:
         return "127.0.0.1"

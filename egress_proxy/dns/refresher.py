@@ -1,12 +1,12 @@
 """Keeps names fresh: a `NameRefresher` looks its name up again whenever the answer expires.
 
-A failure never takes away at once what a good answer gave: an outage of DNS must not become one of
-the egress. IPv4 and IPv6 addresses are kept separately, and used for `stale_timeout_s` after the
-last good answer (RFC 8767).
+A failed look-up does not remove addresses at once: a DNS outage must not become an outage of the
+egress. IPv4 and IPv6 addresses are kept separately, and used for `stale_timeout_s` after the last
+good answer (RFC 8767).
 
 Trust boundary: an answer is data from outside. Addresses that are never connected to
-(`address_policy.AddressPolicy`) are dropped here, so that nothing behind this module sees them. The
-policy decides about a name as a whole, for all ports that lead to it.
+(`address_policy.AddressPolicy`) are dropped here, so that no other module gets them. The policy
+decides about a name as a whole, for all ports that lead to it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.ip import Address
 
-# An answer is refreshed when its TTL runs out, but neither in a storm nor after hours.
+# An answer is refreshed when its TTL runs out, but not before the
+# floor and not after the ceiling.
 TTL_FLOOR_S = 5.0
 TTL_CEILING_S = 300.0
 # Up to this share of the TTL is added, so that names of one answer do not stay in step.
@@ -68,7 +69,7 @@ class NameRefresher:
 
     `policy` may be replaced; the next answer is checked against the new one, and `reapply_policy`
     applies it to the last answer at once. `stale_timeout_s` is how long the last good addresses are
-    used while look-ups fail; 0 is for ever.
+    used while look-ups fail; 0: no limit.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class NameRefresher:
             use(self.addresses)
 
     def reapply_policy(self) -> None:
-        """Use what `policy` leaves of the last good answers, and nothing if that is nothing."""
+        """Use those addresses of the last good answers that `policy` allows, if any."""
         self._change(self._allowed(self._last_good()))
         if self._good and not self.addresses:
             self.refresh()
@@ -135,7 +136,7 @@ class NameRefresher:
                 except TimeoutError:
                     pass
         finally:
-            # Nobody waits for a name that is no longer looked up.
+            # Let no task wait for a name that is no longer looked up.
             self.asked.set()
 
     async def _ask(self) -> float:
@@ -194,7 +195,7 @@ class NameRefresher:
                 )
 
     def _change(self, usable: tuple[Address, ...]) -> None:
-        """Tell `usable` to all, if it differs from before."""
+        """Pass `usable` to all subscribers, if it has changed."""
         if set(usable) == set(self.addresses):
             return
         before, self.addresses = self.addresses, usable

@@ -2,7 +2,7 @@
 
 `Resolver` looks up a name as it is, then below each domain of resolv.conf's search list, over UDP
 and, where an answer is truncated, over TCP. A name with a trailing dot is only looked up as it is.
-IPv4 and IPv6 are asked for separately, so that one family's failure takes nothing from the other.
+IPv4 and IPv6 are asked for separately, so that a failure of one family does not affect the other.
 
 Nothing is remembered here: `refresher.NameRefresher` decides when to ask again. c-ares would keep
 answers for their TTL, and empty ones for longer than a pod should stay without an address, so its
@@ -45,7 +45,8 @@ RESOLV_CONF = Path("/etc/resolv.conf")
 _ARES_AI_NOSORT = 1 << 7
 # A response holds at most 64 KiB of addresses; the rotation has no use for more than these.
 MAX_ADDRESSES = 256
-# How often resolv.conf is checked. inotify does not see a file that a container has from elsewhere.
+# How often resolv.conf is checked. inotify does not see changes of a file that is mounted into the
+# container.
 WATCH_S = 2.0
 # RFC 1035 section 2.3.4.
 _MAX_NAME = 253
@@ -89,10 +90,10 @@ class Bounds:
     """What look-ups may take.
 
     `lookup_s` is for one look-up, with all its servers, retries and the search list. `at_once`
-    look-ups start together, so that a large configuration is no burst on the cluster's DNS; the
-    next one starts when one of them ends, or after `start_s`: silent servers do not hold up the
-    others. `forget_s` after an answer c-ares forgets it, in a thread and within milliseconds; the
-    same name is not looked up again before a second has passed (`refresher.EARLY_S`).
+    look-ups start together, so that a large configuration does not overload the cluster's DNS; the
+    next one starts when one of them ends, or after `start_s`, so that silent servers do not delay
+    the others. `forget_s` after an answer c-ares forgets it, in a thread and within milliseconds;
+    the same name is not looked up again before a second has passed (`refresher.EARLY_S`).
     """
 
     lookup_s: float = 10.0
@@ -237,7 +238,7 @@ class Resolver:
             failures = [each for each in outcomes.values() if isinstance(each, _Failure)]
             broken = [each for each in failures if each.number not in _NO_SUCH]
             if broken:
-                # The name may exist all the same: nothing below a search domain may replace it.
+                # The name may still exist: a name below a search domain must not replace it.
                 failure = broken[0]
                 break
             failure = failure or failures[0]
@@ -301,7 +302,7 @@ class Resolver:
                     name, family=family, type=socket.SOCK_STREAM, flags=_ARES_AI_NOSORT
                 )
             except aiodns.error.DNSError as error:
-                # A channel that was closed under the question has not answered it.
+                # If the channel was replaced during the query, the query is sent again.
                 if channel is self._channel:
                     return _Failure(*error.args)
             else:

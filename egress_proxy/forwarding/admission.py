@@ -1,7 +1,7 @@
-"""How many clients there may be, and what happens when there can't be more.
+"""Limits the number of clients, and pauses listeners at the limit.
 
 One `Admission` serves all listeners. At the maximum, or when the kernel runs out of descriptors or
-memory, it pauses them all: clients wait in the kernel's backlog, and nothing spins. The listeners
+memory, it pauses them all: clients wait in the kernel's backlog, without a busy loop. The listeners
 resume when a connection ends, or after a time. When only one remote has no ports left, only the
 listeners of that destination pause.
 """
@@ -17,9 +17,9 @@ from egress_proxy.events import ListenersPaused, ListenersResumed, Observer
 if TYPE_CHECKING:
     from egress_proxy.relay.timer_wheel import Timer, Timers
 
-# After running out of something the listeners try again so much later.
+# How long after the kernel ran out of a resource the listeners try again.
 _RETRY_S = 0.25
-# At most one record of a pause in so long, however often listeners pause.
+# At most one record of a pause per this time, however often listeners pause.
 _RECORD_INTERVAL_S = 1.0
 
 
@@ -58,7 +58,7 @@ class Admission:
 
     @maximum.setter
     def maximum(self, maximum: int) -> None:
-        """Apply at once: beyond it, clients stay and no other is accepted until there is room."""
+        """Applies at once: clients beyond it stay, and none is accepted until there is room."""
         self._maximum = maximum
         if not self._has_room:
             self._pause_at_maximum()

@@ -1,6 +1,6 @@
 """One client, from accept to record.
 
-A `Connection` owns everything that a client costs: it connects, relays, keeps time, and emits the
+A `Connection` owns all resources of a client: it connects, relays, keeps time, and emits exactly
 one record, whatever happens.
 """
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.upstreams import Endpoint, Upstreams
     from egress_proxy.ip import Address, Network
 
-# How often a connection that nothing limits is looked at.
+# How often the timer of a connection without a time limit runs.
 _SELDOM_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What holds for the clients of every destination. Durations are in seconds, 0 is never."""
+    """The limits for clients of every destination. Durations are in seconds; 0: no limit."""
 
     allow_clients: tuple[Network, ...]
     connect_timeout_s: float
@@ -54,7 +54,7 @@ def _do_nothing() -> None:
 class Origin:
     """What the connections of one destination share.
 
-    It outlives the destination when a reload removes that: connections keep what held for them.
+    It remains in use when a reload removes the destination: its connections keep their settings.
     `live` counts them; `on_all_failed` is called when no address answered a client.
     """
 
@@ -117,7 +117,7 @@ class Connection:
         self._relay: Relay | None = None
         self._race: Race | None = None
         self.closed = False
-        # The bytes of this connection that `origin.live` has.
+        # The bytes of this connection that are already counted in `origin.live`.
         self._counted_to_upstream = 0
         self._counted_to_client = 0
 
@@ -155,7 +155,7 @@ class Connection:
         return self._address
 
     def begin(self) -> None:
-        """Wait for the client's first event, which comes at once: it can be written to.
+        """Wait for the client's first event, which comes at once: a new socket is writable.
 
         A client that is gone by then, such as a port scanner, causes no upstream connection.
         """
@@ -195,7 +195,7 @@ class Connection:
         self._connect()
 
     def lose_source(self) -> None:
-        """The source address goes: end a session, let a client without one wait."""
+        """The source address goes away: end a session; a client without an upstream waits."""
         if self._relay is not None:
             self._relay.abort(Reason.SOURCE_LOST)
         elif self._race is not None:
@@ -269,7 +269,7 @@ class Connection:
             if left_s <= 0:
                 relay.abort(reason)
                 return
-        # A half-close from now on is noticed in time.
+        # Not later than the half-close timeout, which applies once one side has finished.
         self.origin.data_plane.wheel.schedule(
             self, min(left_s, limits.half_close_timeout_s or _SELDOM_S)
         )

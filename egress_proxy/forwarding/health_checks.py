@@ -2,7 +2,7 @@
 
 By default nothing is sent to a remote that no client asked for. A check is a TCP connection from
 the same source address, reset as soon as it is connected. Only destinations with several addresses
-are checked: with one, a client has no other to go to.
+are checked: with one address, a client has no choice.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.race import Connector
     from egress_proxy.forwarding.upstreams import Endpoint, Upstreams
 
-# A remote that takes longer is no use to a client that has another address to go to.
+# A client that can use another address would not wait longer for this one.
 _TIMEOUT_S = 2.0
-# Descriptors are for clients: at most so many checks run at once.
+# How many checks run at once: few, so that the descriptors remain for clients.
 _CHECKS_AT_ONCE = 8
 
 
@@ -65,7 +65,7 @@ class HealthChecks:
             finally:
                 race.cancel()
             if endpoint.failed_until:
-                # Until the next check is over, so that no client has to find out.
+                # Until the next check is over, so that no client tries it first.
                 endpoint.failed_until = monotonic() + self._interval_s + _TIMEOUT_S
 
 

@@ -1,6 +1,6 @@
-"""TCP keepalive: a peer that has disappeared without a word is noticed.
+"""TCP keepalive: detects a peer that has disappeared without a FIN or RST.
 
-TCP_USER_TIMEOUT is left alone: it would also end a live peer that reads slowly
+TCP_USER_TIMEOUT is not set: it would also end a live peer that reads slowly
 (docs/decisions/002-no-user-timeout.md).
 """
 

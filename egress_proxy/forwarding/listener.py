@@ -1,9 +1,9 @@
 """One listening port: its sockets, and whether clients are accepted, refused, or can't be served.
 
-A port that is bound and does not listen refuses its clients: the kernel answers with a RST. That is
-how a destination without an address looks to them. listen(2) may fail for a port that is bound:
-another process of the pod that sets SO_REUSEADDR can bind and listen on it too. The port is then
-*failed*, says so, and tries again; no other port is affected.
+A port that is bound and does not listen refuses its clients: the kernel answers with a RST. This is
+done for a destination without an address. listen(2) may fail for a port that is bound: another
+process of the pod that sets SO_REUSEADDR can bind and listen on it too. The port is then *failed*,
+reports it, and tries again; no other port is affected.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _ACCEPTS = 4
 # A port that could not listen tries again after so long, doubled each time up to the last.
 _RETRY_FIRST_S = 1.0
 _RETRY_LAST_S = 30.0
-# Errors of the new connection, not of the listener (accept(2), "Error handling"). So many of them
-# in a row are the listener's after all.
+# Errors of the new connection, not of the listener (accept(2), "Error handling"). After so many in
+# a row, the listener is taken to be at fault.
 _ERRORS_IN_A_ROW = 64
 _OF_THE_CLIENT = frozenset(
     {
@@ -206,8 +206,8 @@ class Listener:
         return was_listening
 
     def _stop_listening(self) -> None:
-        # Linux: the socket stays bound, and no longer listens. Only one that does listen: any other
-        # would hand its shutdown on to the connections that it accepts later (inet_shutdown in
+        # Linux: the socket stays bound, and no longer listens. Only for a listening socket: another
+        # one would pass the shutdown on to the connections that it accepts later (inet_shutdown in
         # net/ipv4/af_inet.c).
         while self._listening:
             self._listening.pop().shutdown(socket.SHUT_RD)
@@ -229,4 +229,4 @@ class _Acceptor:
                 return
 
     def fail(self) -> None:
-        """Nothing of the listener is broken: it goes on."""
+        """The listener itself is not broken, so it continues."""

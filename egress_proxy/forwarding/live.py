@@ -1,7 +1,7 @@
-"""What the open connections of one destination add up to.
+"""Totals of the open connections of one destination.
 
-Connections that have ended are counted by the observers of their events: these figures and those of
-the events together are the totals, at any moment.
+Connections that have ended are counted by the observers of their events. At any moment, these
+figures and those of the events add up to the totals.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.upstreams import Endpoint
     from egress_proxy.relay.reactor import Reactor, Watcher
 
-# RFC 8305 section 5, "Connection Attempt Delay": how long a silent address holds up the next one.
+# RFC 8305 section 5, "Connection Attempt Delay": how long a silent address delays the next one.
 ATTEMPT_DELAY_S = 0.25
-# Sockets of one race at a time: with many silent addresses, the oldest makes room.
+# Sockets of one race at a time; for a further attempt the oldest one is closed.
 _ATTEMPTS_AT_ONCE = 3
 
 _NONBLOCKING_STREAM = int(socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -48,7 +48,7 @@ _REASONS = {
 
 
 class ConnectHandler(Protocol):
-    """Wants the socket; exactly one of the two is called, once."""
+    """Receives the result of a race: exactly one of the two is called, once."""
 
     def connected(self, sock: socket.SocketType, endpoint: Endpoint, events: int) -> None: ...
 
@@ -154,8 +154,8 @@ class Race:
     def cancel(self) -> None:
         """Close every socket of this race that is not handed over, with a RST.
 
-        Not with a FIN: for a remote that has already accepted, this is no orderly end. A RST leaves
-        no TIME-WAIT either.
+        Not with a FIN: a remote that has already accepted must not take this for an orderly end. A
+        RST leaves no TIME-WAIT either.
         """
         while self._running:
             attempt = self._remove(self._running[-1])
@@ -200,7 +200,7 @@ class Race:
     def _record_failure(self, endpoint: Endpoint, error_number: int) -> None:
         self._failed, self._error_number = endpoint, error_number
         if error_number not in _BLAMELESS:
-            # Not the reactor's time, which is old when a timer finds this out.
+            # Not the reactor's time, which is out of date when a timer calls this.
             endpoint.mark_failed(monotonic(), os.strerror(error_number))
 
 

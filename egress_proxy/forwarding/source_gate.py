@@ -1,7 +1,7 @@
 """Clients that wait for the source address: with high availability, a pod has it only at times.
 
-A standby takes clients all the same, because they may be sent to it a moment before it takes the
-address over. They wait here for at most the connect timeout.
+A standby accepts clients too, because the Service may send them to it a moment before it takes over
+the address. They wait here for at most the connect timeout.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SourceGate:
         self._waiting.pop(client, None)
 
     def open(self) -> None:
-        """There is a source address: those who wait may connect."""
+        """There is a source address: the waiting clients may connect."""
         self.is_open = True
         waiting, self._waiting = self._waiting, {}
         for client in waiting:

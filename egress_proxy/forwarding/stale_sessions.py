@@ -4,8 +4,8 @@ A session becomes stale when DNS withdraws its address from its name, or when a 
 changes its destination. By default no stale session is ended; the administrator sets the grace
 period of each kind (EGRESS_DNS_PROXY_WITHDRAWN_TIMEOUT, EGRESS_DNS_PROXY_REMOVED_TIMEOUT).
 
-Sessions are walked only when something has changed and when a grace period is over, so that a
-connection costs nothing here.
+Sessions are checked only when something has changed or a grace period is over, so that this costs a
+connection nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class GracePeriods:
 class StaleSessions:
     """Ends the stale ones of `sessions`, each once its grace period is over.
 
-    An address that comes back in time is as if it had never been away.
+    When an address comes back in time, its sessions are no longer stale.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class StaleSessions:
             self._look()
 
     def forget_name(self, name: str) -> None:
-        """No destination has `name` any more: what ends its sessions is their removal."""
+        """No destination has `name` any more: its sessions end because of their removal."""
         self._names.pop(name, None)
 
     def remove(self, origin: Hashable) -> None:
@@ -89,7 +89,7 @@ class StaleSessions:
             self._timer = None
 
     def _look(self) -> None:
-        """End what is due, and look again when the next one is."""
+        """End the sessions that are due, and schedule the next check."""
         self.stop()
         now = self._loop.time()
         withdrawn: dict[tuple[str, str], float] = {}

@@ -1,9 +1,9 @@
 """The addresses of one destination: their rotation, and which of them failed recently.
 
 Failures are detected passively, by clients' own connection attempts; active checks are optional
-(`health_checks`). An address that refuses, stays silent, or is beaten by one that was tried later
-moves to the end of the rotation. When its penalty is over, one client tries it first, and the
-other clients wait for the result.
+(`health_checks`). An address that refuses, stays silent, or has not answered when one that was
+tried later answers, moves to the end of the rotation. When its penalty is over, one client tries it
+first, and the other clients wait for the result.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class Upstreams:
         if len(endpoints) < 2:  # noqa: PLR2004 - there is no order of one
             return endpoints
         healthy = [endpoint for endpoint in endpoints if endpoint.failed_until <= now]
-        # The rotation leaves failed endpoints out: their turns would all go to one neighbour.
+        # The rotation leaves failed endpoints out: otherwise the one after each of them would get
+        # its turns too.
         ring = healthy or endpoints
         self._turn = (self._turn + 1) % len(ring)
         order = ring[self._turn :] + ring[: self._turn]

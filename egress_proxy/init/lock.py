@@ -1,9 +1,9 @@
 """One init at a time in a network namespace: two would undo what the other one did.
 
 The lock is a listening abstract Unix socket (unix(7)): its name belongs to the network namespace,
-whatever containers share that, and the kernel removes it when its owner ends, however it ends.
-Whoever finds the name taken connects to it, which nobody accepts, and waits until the kernel ends
-that connection, because the owner's socket is closed.
+which all containers of the pod share, and the kernel removes it when its owner ends, even if it is
+killed. A process that finds the name in use connects to the socket. The owner never accepts, so the
+connection ends when the owner does, and that is what the process waits for.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _ipv6_sysctls(message: Message) -> Ipv6Sysctls | None:
     if values is None or times is None:
         return None
     accept_ra = values["accept_ra"]
-    # A router ignores advertisements unless it is told twice (ip-sysctl, accept_ra).
+    # A router ignores advertisements unless this is 2 (ip-sysctl, accept_ra).
     hears = accept_ra > 1 or (accept_ra == 1 and not values["forwarding"])
     return Ipv6Sysctls(
         forwarding=values["forwarding"],

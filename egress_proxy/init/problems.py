@@ -205,7 +205,7 @@ def _address_warnings(state: State, link: Link, source: Source) -> Iterator[Prob
 def _advertisement_warnings(state: State, link: Link, settings: InitSettings) -> Iterator[Problem]:
     """An address that is advertised is never a source of `run`; a route may take traffic away.
 
-    That concerns nobody in a pod that has no IPv6.
+    A pod without IPv6 has neither.
     """
     if link.ipv6 is None or link.ipv6.disable_ipv6 or not link.ipv6.accept_ra:
         return

@@ -44,8 +44,9 @@ _RETRY_S = 1.0
 class AddressMonitor:
     """Watches `sources` (by family; empty: the kernel chooses).
 
-    `read_deprecated` is given where the sources come and go: then a family stays one that can be
-    sent from, and `usable` says whether the sources are there. One that is deprecated is going.
+    `read_deprecated` is given if the sources come and go (high availability). Then `families` has
+    the family of every source, present or not, and `usable` says whether all sources are there; a
+    deprecated source is about to be removed and does not count.
 
     `on_change` is called when a source becomes usable or unusable; `on_addresses_changed` with all
     addresses of the pod, at the start and whenever they change.
@@ -166,7 +167,7 @@ class AddressMonitor:
 def _problem(
     address: str, interfaces: Interfaces, down: frozenset[str], going: frozenset[str]
 ) -> str:
-    """Why `address` can't be sent from; empty when it can."""
+    """Why `address` can't be used as a source; empty when it can."""
     holders = [name for name, held in interfaces.items() if address in map(str, held)]
     if not holders:
         return "no interface has it"

@@ -84,7 +84,7 @@ def _reserved(address: str, netmask: str) -> Iterator[Address]:
     if ":" in netmask:
         netmask = str(int(ipaddress.IPv6Address(netmask)).bit_count())
     network = ipaddress.ip_network(f"{address}/{netmask}", strict=False)
-    # A network of one or two addresses has none to spare (RFC 3021, RFC 6164).
+    # A network of one or two addresses reserves none (RFC 3021, RFC 6164).
     if network.prefixlen < network.max_prefixlen - 1:
         yield network.network_address
         if network.version == 4:  # noqa: PLR2004 - IPv6 has no broadcast
@@ -115,9 +115,9 @@ def read_autoconfigured_addresses(table: Path = Path("/proc/net/if_inet6")) -> f
 
 
 def read_deprecated_addresses() -> frozenset[Address]:
-    """Addresses that nothing new is to be sent from (RFC 4862 section 5.5.4). Raises OSError.
+    """Addresses that new connections must not use (RFC 4862 section 5.5.4). Raises OSError.
 
-    getifaddrs(3) does not tell.
+    getifaddrs(3) does not report them.
     """
     found = set()
     # struct ifaddrmsg: family, prefix length, flags, scope, index; then the attributes.
@@ -137,7 +137,7 @@ def source_addresses(
 ) -> tuple[Address, ...]:
     """The addresses that remote hosts see: the egress interface's first global one of each family.
 
-    Those in `autoconfigured` are left out, because nobody reserved them. Raises `PlatformError`
+    Those in `autoconfigured` are left out, because they are not reserved. Raises `PlatformError`
     when there is none; `variable` is the one in which the administrator can set another source.
     """
     cure = f"check that init has run, or set {variable} to an address, or to any for a trial"
@@ -217,7 +217,7 @@ def pod_network_addresses(interfaces: Interfaces, egress_interface: str) -> tupl
     """The pod's own address of each family, on the cluster's network.
 
     eth0 is the interface of the cluster's network (CNI, and every runtime's name for it); without
-    it, the first other one. Empty without `egress_interface`: there is only one way out.
+    it, the first other one. Empty without `egress_interface`: there is only one default route.
     """
     if egress_interface not in interfaces:
         return ()

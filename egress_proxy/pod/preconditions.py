@@ -1,6 +1,6 @@
 """What keeps `egress-proxy run` from working in this pod, with the cure of each problem.
 
-`preconditions` is pure, and `run` and `check` both call it: `check` never calls good what `run`
+`preconditions` is pure, and `run` and `check` both call it: `check` never accepts what `run`
 refuses. The grammar refuses what is wrong in the text alone; this is about the pod: its addresses,
 its limits, and what the kernel says about a port.
 """
@@ -117,7 +117,7 @@ class Listener:
         self.line = line
 
     def try_to_bind(self) -> OSError | None:
-        """Why the port can't be had now; it is given back at once."""
+        """Why the port can't be bound now; it is closed again at once."""
         try:
             self.point.bind(self.port).close()
         except OSError as error:
@@ -163,10 +163,10 @@ def find_problems(settings: Settings, pod: Pod) -> list[Problem]:
 def bind_problem(
     variable: str, value: str, address: Address, error: OSError, *, line: int | None = None
 ) -> Problem:
-    """Why the port in `value`, which `variable` asks for, can't be had at `address`."""
+    """Why the port in `value`, which `variable` asks for, can't be bound at `address`."""
     cure = _BIND_CURES.get(error.errno or 0, "")
     if error.errno == errno.EADDRNOTAVAIL:
-        # Only a listening address that was written down is not there.
+        # Only an address that the administrator wrote can be missing.
         cure = f"the pod has no such address: correct {_written_in(variable)}"
     return Problem(
         variable=variable,

@@ -80,7 +80,7 @@ class Log(Observer, Protocol):
 
 
 class Shutdown:
-    """What the signals want: `requested` to drain, or `forced` to end at once."""
+    """What the signals have asked for: `requested` to drain, `forced` to end at once."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -187,7 +187,7 @@ class Daemon:
             gate.open()
         else:
             gate.close()
-            # Nothing would tell their sockets: packets from an address that is gone just vanish.
+            # Their sockets would not notice: packets from a removed address are lost silently.
             for connection in self._table.connections():
                 connection.lose_source()
             self._source_gone.set()
@@ -311,7 +311,7 @@ class Daemon:
             task.cancel()
         await asyncio.wait(self._until_drain)
         forced = asyncio.create_task(shutdown.forced.wait(), name="wait for a second signal")
-        # 1. Serve clients that do not know yet: with high availability, until `hold` has moved
+        # 1. Serve clients that are still sent here: with high availability, until `hold` has moved
         #    them.
         if self._settings.shared and self._address_monitor.usable:
             gone = asyncio.create_task(self._source_gone.wait(), name="wait for the hand-over")
@@ -345,7 +345,7 @@ class Daemon:
             connection.abort(Reason.DRAINED)
 
     async def _release(self) -> None:
-        """Give everything back, in reverse; also after a start that failed half way."""
+        """Release everything, in reverse order; also after a start that failed half way."""
         await self._supervisor.stop()
         await self._admin_port.stop()
         self._address_monitor.stop()

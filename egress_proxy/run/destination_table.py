@@ -1,9 +1,9 @@
 """Which destinations there are: a forwarder for each port, a refresher for each name.
 
-`change` is the whole of a reload. What can fail happens first and is undone as a whole
-(`_prepare`); then everything switches at once (`_switch`). What stays the same is not touched:
-neither its listener, nor its addresses, nor its connections. A port whose new name has not been
-looked up yet keeps its old destination until the answer is there; nothing else waits for that.
+`change` carries out a reload. The steps that can fail come first, and all of them are undone if one
+does (`_prepare`); then everything switches at once (`_switch`). An unchanged destination keeps its
+listener, its addresses and its connections. A port whose new name has not been looked up yet keeps
+its old destination until the answer is there; nothing else waits for that.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from egress_proxy.run.reload import Difference
     from egress_proxy.supervisor import Supervisor
 
-# A changed port waits at most so long for the first answer of its new name: as long as one look-up
-# may take.
+# The longest that a changed port waits for the first answer of its new name: the limit of one
+# look-up.
 _ANSWER_TIMEOUT_S = 10.0
 
 
@@ -130,14 +130,14 @@ class DestinationTable:
         return destination_problems(variable, destination, sources, self._policy)
 
     def deny_listeners(self, destinations: Iterable[Destination]) -> None:
-        """Connect to no port of `destinations` on the pod itself: it would come back to us."""
+        """Deny connections to the ports of `destinations` on the pod itself: they would loop."""
         ports = {destination.port for destination in destinations}
         self._policy = replace(self._policy, listening=self._fixed_ports | ports)
         for refresher in self.refreshers.values():
             refresher.policy = self._policy
 
     def set_own_addresses(self, own: frozenset[Address]) -> None:
-        """Connect to no listener of ours by any of `own`, the addresses that the pod has now."""
+        """Deny connections to the own listeners at `own`, the addresses that the pod has now."""
         self._policy = replace(self._policy, own=own, reserved=self._address_monitor.reserved)
         self._reapply_policy()
 
@@ -170,7 +170,7 @@ class DestinationTable:
                 forwarder.set_addresses((host,))
 
     async def change(self, destinations: Sequence[Destination]) -> ConfigReloaded:
-        """Put `destinations` in force; what that came to.
+        """Put `destinations` in force; returns what has changed.
 
         Raises `PlatformError`, and has then changed nothing.
         """
@@ -198,7 +198,7 @@ class DestinationTable:
     def _prepare(self, difference: Difference, listening: Iterable[Destination]) -> list[Forwarder]:
         """Take the ports of added destinations, and ask for new names; all of it or nothing.
 
-        Nothing connects to the ports of `listening`: those of before, and those to come.
+        Connections to the ports of `listening`, the old and the new ones, are denied.
         """
         with ExitStack() as undo:
             undo.callback(self._restore_policy, self._policy)
@@ -260,7 +260,7 @@ class DestinationTable:
         self.open([self._forwarder(destination, before.listener)])
 
     def _retire(self, forwarder: Forwarder) -> None:
-        """Tell `forwarder` no more addresses, and have its connections end in time."""
+        """Stop updating `forwarder`; its connections end after the grace period."""
         host = forwarder.destination.host
         if isinstance(host, str):
             self.refreshers[host].unsubscribe(forwarder)
@@ -291,7 +291,7 @@ class DestinationTable:
             await refresher.asked.wait()
 
     def close(self) -> None:
-        """Give all ports up; established connections go on."""
+        """Close all ports; established connections go on."""
         for forwarder in self.forwarders.values():
             forwarder.close()
 
@@ -324,9 +324,9 @@ class DestinationTable:
             refresher = self.refreshers.pop(name)
             self._tasks.pop(name).cancel()
             self._stale_sessions.forget_name(name)
-            # Whoever waits for its first answer waits no longer.
+            # Tasks that wait for its first answer stop waiting.
             refresher.asked.set()
 
 
 def _reset_at_once(*_: object) -> None:
-    """Until its forwarder is there a listener is only bound, and has no clients."""
+    """A listener without a forwarder is only bound, and has no clients."""

@@ -1,12 +1,12 @@
-"""When the destinations are read again, and what comes of it.
+"""Reloads the destinations: when they are read again, and what follows.
 
-A file is looked at every second (stat(2) through whatever symbolic links a ConfigMap volume swaps)
-and read once it has stopped changing: a file that is half written must not take ports away. A file
-that is missing for a moment is ignored. SIGHUP reads at once.
+A file is checked every second (stat(2), which follows the symbolic links that a ConfigMap volume
+swaps) and read once it has stopped changing: a half-written file must not close ports. A file that
+is missing for a moment is ignored. SIGHUP reads at once.
 
-Destinations that are rejected change nothing. When the text is wrong, the next attempt waits for
-another text. When the pod is at fault, such as a port that another process has for a second, the
-same text is tried again with backoff.
+Rejected destinations change nothing. If the text is wrong, it is not tried again until it changes.
+If the pod is at fault, for example because another process has the port for a second, the same text
+is tried again with backoff.
 
 inotify is left out: it does not see a swap behind a link without watches on every directory of the
 path, and a kubelet takes a minute to update a volume in any case.
@@ -35,7 +35,7 @@ RETRY_LAST_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What has to be done to get from some destinations to others; `removed` are ports."""
+    """What a reload has to do; `removed` are ports."""
 
     added: tuple[Destination, ...]
     changed: tuple[Destination, ...]
@@ -110,7 +110,7 @@ class Reload:
                 self._in_force = now
                 await self._reload()
                 if requested:
-                    # A storm of signals is one more reload, not hundreds.
+                    # Many signals cause one more reload, not one each.
                     await asyncio.sleep(self._poll_s)
 
     async def _look(self, seen: Version) -> Version:
@@ -123,7 +123,7 @@ class Reload:
             return seen
 
     async def _wait(self) -> bool:
-        """Wait until it is time to look again; whether somebody requested it."""
+        """Wait until the next check is due; returns whether a reload was requested."""
         timeout_s = self._poll_s if self._file or self._retry_at is not None else None
         try:
             async with asyncio.timeout(timeout_s):

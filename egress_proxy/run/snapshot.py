@@ -45,7 +45,7 @@ Key = tuple[int, str]
 
 
 class Snapshot:
-    """Reads the figures on demand. Between scrapes a connection pays nothing for them."""
+    """Reads the figures on demand. Between scrapes they cost a connection nothing."""
 
     def __init__(  # noqa: PLR0913 - it reads from all of them
         self,
@@ -194,7 +194,7 @@ class Snapshot:
             since = None
         elif state == "failing":
             error = f"no address of {forwarder.name} answers"
-            # The destination fails since its last address does.
+            # The destination has failed since its last address failed.
             since = max(
                 (entry.failed_at for entry in self._upstreams(forwarder) if entry.failed_at),
                 default=None,
