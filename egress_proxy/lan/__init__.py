@@ -1,1 +1,1 @@
-"""The LAN that the egress interface is on: ARP and neighbour discovery, asked and told."""
+"""ARP and neighbour discovery on the LAN of the egress interface."""

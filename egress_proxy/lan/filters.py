@@ -1,7 +1,7 @@
 """Socket filters in the kernel (classic BPF): only frames about certain addresses come through.
 
-A packet socket for IPv6 would else hand over all IPv6 traffic of the interface, and a busy LAN has
-thousands of ARP requests a second. What comes through is parsed by `frames` all the same.
+Otherwise a packet socket for IPv6 would deliver all IPv6 traffic of the interface, and a busy LAN
+has thousands of ARP requests per second. `frames` still checks every frame that comes through.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def attach(sock: socket.socket, program: bytes) -> None:
     """Give `sock` the filter `program`. Raises OSError."""
     instructions = array("B", program)
     place, _ = instructions.buffer_info()
-    # struct sock_fprog, whose pointer is aligned as the machine does it.
+    # struct sock_fprog, with the machine's alignment of the pointer.
     sock.setsockopt(
         _SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // _INSTRUCTION.size, place)
     )

@@ -1,7 +1,7 @@
-"""The frames that ask for addresses and tell about them: ARP and IPv6 neighbour discovery. Pure.
+"""Builds and parses the frames of ARP and of IPv6 neighbour discovery. Pure.
 
-Trust boundary: `parse` reads what anyone on the LAN may send. It takes a frame only when it is
-well-formed in full and says nothing about the others.
+Trust boundary: `parse` reads what anyone on the LAN may send. It accepts only frames that are
+completely well-formed, and ignores all others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _IPV6 = struct.Struct("!IHBB16s16s")
 _ND = struct.Struct("!BBHI16s")
 _ICMPV6 = 58
 _SOLICITATION, _ADVERTISEMENT = 135, 136
-# Section 4.4, and sections 7.1.1 and 7.1.2: nothing with another hop limit is from this link.
+# Section 4.4, and sections 7.1.1 and 7.1.2: a frame with another hop limit is not from this link.
 _OVERRIDE = 0x20000000
 _HOP_LIMIT = 255
 # Section 4.6.1: an Ethernet address as source or target takes one unit of eight octets.
@@ -66,7 +66,7 @@ def probe(mac: bytes, address: Address) -> Frame:
 
 
 def announcements(mac: bytes, address: Address) -> tuple[Frame, ...]:
-    """Frames that make every neighbour send to `mac` what is for `address`.
+    """Frames that make every neighbour send packets for `address` to `mac`.
 
     ARP in both forms, because hosts differ in which one they learn from (RFC 5227 section 3), or an
     unsolicited advertisement (RFC 4861 section 7.2.6).

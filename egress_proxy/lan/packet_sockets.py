@@ -1,4 +1,4 @@
-"""Packet sockets (packet(7)) that hear and send frames of one type on one interface."""
+"""Packet sockets (packet(7)) that receive and send frames of one type on one interface."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import socket
 
 
 def open_packet_socket(interface: str, ethertype: int) -> socket.socket:
-    """A non-blocking socket that hears from now on. Raises OSError, as without NET_RAW."""
-    # Protocol 0 hears nothing until it is bound: without it, every interface would be claim.
+    """A non-blocking socket that receives from now on. Raises OSError, e.g. without NET_RAW."""
+    # Protocol 0 receives nothing until the bind; another one would receive from every interface.
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
     try:
         opened.bind((interface, ethertype))

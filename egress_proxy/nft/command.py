@@ -1,7 +1,8 @@
 """nft(8), which speaks to the kernel: list our table, try a text, commit it.
 
-The program comes with the image. Its own grammar rather than its JSON, which in nft 1.0.6 loses the
-policy of a ct timeout, declares no map to an address with a port, and crashes on some mistakes.
+The program is in the image. This module uses nft's text, not its JSON, which in nft 1.0.6
+loses the policy of a ct timeout, can't declare a map to an address with a port, and crashes on some
+wrong inputs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def list_table() -> str:
 
 
 def try_text(text: str) -> None:
-    """Let nft and the kernel judge `text` without any change. Raises OSError with what they say."""
+    """Let nft and the kernel check `text` without any change. Raises OSError with their message."""
     _run("--check", "--file", "-", text=text)
 
 
@@ -70,7 +71,7 @@ def _run(*arguments: str, text: str = "") -> str:
 
 
 def _error(done: subprocess.CompletedProcess[str]) -> OSError:
-    """What nft says is 'FILE:LINE:COLUMN: Error: WHAT: WHY', and then the line with its marks."""
+    """An error of nft is 'FILE:LINE:COLUMN: Error: WHAT: WHY', and then the line, with marks."""
     said = next((line for line in done.stderr.splitlines() if "rror: " in line), "")
     what = said.partition("rror: ")[2] or f"nft ended with status {done.returncode}"
     why = what.rpartition(": ")[2].partition(" (")[0]

@@ -1,6 +1,6 @@
 """Flows as the kernel tracks them: list them, delete one (nfnetlink, linux/nfnetlink_conntrack.h).
 
-Trust boundary: every message is from the kernel. What it does not say is None or 0.
+Trust boundary: every message is from the kernel. A value that is not in it is None or 0.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def list_flows() -> Iterator[Flow]:
 
 
 def delete(flow: Flow) -> None:
-    """Make the kernel forget `flow`; one that is gone already is fine. Raises OSError."""
+    """Make the kernel forget `flow`, if it is still there. Raises OSError."""
     family = socket.AF_INET6 if flow.source.version == 6 else socket.AF_INET  # noqa: PLR2004 - IPv6
-    # The number tells it from a successor with the same addresses and ports.
+    # The number distinguishes it from a later flow with the same addresses and ports.
     which = attribute(_CTA_TUPLE_ORIG | NESTED, flow.tuple) + attribute(_CTA_ID, flow.number)
     try:
         request(_NETLINK_NETFILTER, _DELETE, _nfgenmsg(family) + which)
@@ -79,7 +79,7 @@ def _nfgenmsg(family: int) -> bytes:
 
 
 def read_flow(message: bytes) -> Flow:
-    """The flow that the body of a message tells of."""
+    """The flow that the body of a message describes."""
     told = attributes(message[4:])
     parts = attributes(told[_CTA_TUPLE_ORIG])
     addresses = attributes(parts[_CTA_TUPLE_IP])

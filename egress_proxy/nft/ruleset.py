@@ -3,8 +3,8 @@
 Three base chains. `prerouting` translates the destination of new flows to the pod's own addresses,
 unless they come in over the egress interface. `postrouting` translates their source. `forward` lets
 through what the first has translated, towards the egress interface and back, and drops everything
-else: the pod is no router, whatever is routed to it and whatever its sysctls say. One transaction
-puts all three in place, so that nothing leaves with a client's address.
+else: the pod never acts as a router, even if other packets are routed to it and its sysctls allow
+forwarding. One transaction puts all three in place, so that nothing leaves with a client's address.
 
 A flow keeps the translation that its first packet got (conntrack), so flows outlive a change of the
 table. What `prerouting` does not translate arrives at the pod itself, where nothing listens: TCP
@@ -49,7 +49,7 @@ class Translation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """What the kernel is to do.
+    """What the kernel translates and forwards.
 
     `sources` are what remotes see, one for each family at most; `fallback` is where everything goes
     that no translation names.
@@ -62,7 +62,7 @@ class Ruleset:
 
     @property
     def versions(self) -> frozenset[int]:
-        """The IP versions that something is translated in."""
+        """The IP versions of all translations."""
         targets = [address for entry in self.translations for address in entry.addresses]
         if self.fallback is not None:
             targets.append(self.fallback)
@@ -99,8 +99,9 @@ class Ruleset:
                     (
                         f"ct status dnat ct direction original oifname {egress} accept",
                         f"ct status dnat ct direction reply iifname {egress} accept",
-                        # As a rule too: when a table is replaced, rules change at one instant, but
-                        # for a moment no policy is in force (nf_tables_commit).
+                        # A rule in addition to the policy: when a table is replaced, all rules
+                        # change at one instant, but for a moment no policy is in force
+                        # (nf_tables_commit).
                         "drop",
                     ),
                     "type filter hook forward priority filter; policy drop;",
@@ -129,10 +130,10 @@ class Ruleset:
 
     def _prerouting(self, egress: str) -> Iterator[str]:
         yield f"iifname {egress} return"
-        # The address must be that of the interface: anything else would be routed, not for us.
+        # Only packets to an address of the interface; all others would be routed through the pod.
         yield "fib daddr . iif type != local return"
         for protocol in self._protocols:
-            # One look-up, however many ports there are.
+            # One look-up for any number of ports.
             yield f"{protocol} dport vmap @{_map(protocol)}"
         if self.fallback is not None:
             yield f"dnat {_to(self.fallback)}"

@@ -1,11 +1,11 @@
-"""An nftables table as a frozen value, with the two texts that nft(8) knows for it.
+"""An nftables table as a frozen value, and its two text forms for nft(8).
 
 `Table.listing` is what ``nft -f`` reads and what ``nft -s list table`` prints, in the same words,
 so that what is in the kernel can be compared with what is wanted. `Table.commands` is the same, one
 nft(8) command per line, for people.
 
-Trust boundary: nothing here is quoted. The maker of a table puts in numbers, addresses and names of
-its own, and an interface's name only after `quote_interface`.
+Trust boundary: nothing here is quoted. A table must be built only from numbers, addresses and
+constant names; the name of an interface must pass `quote_interface` first.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 FAMILY = "inet"
 NAME = "egress_proxy"
 
-# nft reads a '*' at the end as "any name that begins so", and knows no way to quote a '"'.
+# nft reads a '*' at the end as a wildcard, and can't quote a '"'.
 _INTERFACE = re.compile(r"[A-Za-z0-9._@-]{1,15}", re.ASCII)
 
 
 def quote_interface(name: str) -> str:
-    """The interface's name as a word of nft. Raises ValueError where nft can't name it."""
+    """The interface's name, quoted for nft. Raises ValueError if nft can't express it."""
     if not _INTERFACE.fullmatch(name):
         raise ValueError(name)
     return f'"{name}"'
@@ -70,12 +70,12 @@ class Table:
         return "\n".join([*lines, "}", ""])
 
     def transaction(self) -> str:
-        """What replaces the table with this one, or makes it, for one ``nft -f``."""
-        # Adding what is there changes nothing, and makes the deletion good in any case.
+        """The text for one ``nft -f`` that replaces the table, or creates it."""
+        # Adding a table that exists changes nothing; it makes the deletion succeed in any case.
         return f"add table {FAMILY} {NAME}\n{DELETION}{self.listing()}"
 
     def commands(self) -> Iterator[str]:
-        """One command per line that makes the table where there is none."""
+        """One command per line; together they create the table."""
         yield f"nft add table {FAMILY} {NAME}"
         # A map's elements name chains, and a chain's rules name maps.
         for chain in self.chains:
@@ -99,7 +99,7 @@ def elements(entries: Iterator[str]) -> tuple[str, ...]:
 
 
 def same(listing: str, other: str) -> bool:
-    """Whether two listings tell of the same table.
+    """Whether two listings describe the same table.
 
     The kernel keeps elements in an order of its own, and nft breaks lines between them.
     """

@@ -1,12 +1,12 @@
 """Health, metrics and the status page, over HTTP.
 
-Read-only, one request per connection. Anyone who reaches the pod may ask, and nothing that is asked
-may stall a connection of the relay or take much memory:
+Read-only, one request per connection. Any host that reaches the pod may send requests, and no
+request may stall a connection of the relay or take much memory:
 
 - `MAX_CLIENTS` connections, a small request, a few seconds. If all are taken, the oldest is reset,
-  so that a crowd of slow clients does not keep out the kubelet's probe.
+  so that many slow clients do not block the kubelet's probe.
 - `/livez` and `/readyz` read a few flags. `/metrics` and `/status.json` are made in parts, with
-  turns of the event loop between them, at most once per `_FRESH_S`, and shared by all who ask.
+  turns of the event loop between them, at most once per `_FRESH_S`, and shared by all requests.
 - Answers that wait to be read hold `MAX_WAITING` bytes at most; the oldest are reset first.
 - The body of a request is never read, beyond what came with its head.
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 MAX_CLIENTS = 16
 # For a request's line and headers together, in bytes; a browser sends about 1000.
 _MAX_REQUEST = 8192
-# For everything: a kubelet's probe waits 1 s by default, Prometheus scrapes for 10 s.
+# For a whole request: a kubelet's probe waits 1 s by default, a scrape of Prometheus 10 s.
 _TIMEOUT_S = 10.0
 _BACKLOG = 64
-# Nobody scrapes more often, and the page asks every 2 s.
+# No scrape is more frequent, and the page asks every 2 s.
 _FRESH_S = 1.0
 # The metrics of a thousand destinations are 2 MB, their status is 0.5 MB.
 MAX_WAITING = 8 << 20
@@ -91,7 +91,7 @@ class Site(Protocol):
 
 
 class Shared(Generic[T]):
-    """The result of `make`: made at most once per `fresh_s`, and the same for all who ask then."""
+    """The result of `make`: made at most once per `fresh_s`, and shared by all callers."""
 
     def __init__(self, make: Callable[[], Awaitable[T]], fresh_s: float) -> None:
         self._make = make
@@ -100,7 +100,7 @@ class Shared(Generic[T]):
         self._started_at = 0.0
 
     async def get(self) -> T:
-        """Raises what `make` raises; the next one who asks starts it again."""
+        """Raises what `make` raises; the next call starts it again."""
         now = asyncio.get_running_loop().time()
         task = self._task
         if task is None or (
@@ -108,7 +108,7 @@ class Shared(Generic[T]):
         ):
             task = self._task = asyncio.create_task(self._run(), name="make a page")
             self._started_at = now
-        # If one who asks goes away, the others still want it.
+        # If one caller is cancelled, the others still need the result.
         return await asyncio.shield(task)
 
     async def _run(self) -> T:
@@ -223,7 +223,7 @@ def _verbose(checks: Iterable[Check]) -> list[str]:
 
 
 def _policy(page: bytes) -> str:
-    """What the browser may do with `page`: its own script and style, and asking here."""
+    """The browser may run the script and style of `page`, and send requests to this port."""
 
     def digest(tag: bytes) -> str:
         inside = page.partition(b"<" + tag + b">")[2].partition(b"</" + tag + b">")[0]
@@ -243,7 +243,7 @@ class AdminServer:
         self._pages = pages
         self._timeout_s = timeout_s
         self._servers: list[asyncio.Server] = []
-        # In the order in which they came, with the answer that each has not read yet.
+        # In the order in which they connected, with the answer that each has not read yet.
         self._clients: dict[asyncio.Task[None], bytes] = {}
 
     async def start(self, sockets: Iterable[socket.socket]) -> None:
@@ -311,7 +311,8 @@ class AdminServer:
         await writer.drain()
         writer.write_eof()
         # Closing while there are unread bytes sends a RST, which may destroy the answer on its way
-        # (RFC 9112 section 9.6). A client that sends on is left unread: that costs nothing.
+        # (RFC 9112 section 9.6). What a client sends after its request is not read: that costs
+        # nothing.
         if await reader.read(_MAX_REQUEST):
             await asyncio.sleep(_LINGER_S)
 

@@ -46,7 +46,8 @@ LOOKUP_RESULTS = ("resolved", "stale", "unresolved")
 class Ended:
     """The connections of one destination that have ended.
 
-    `connects` counts, for each of `BOUNDS_S` and for more, those that were established that fast.
+    `connects` counts, for each of `BOUNDS_S` and for longer times, those that were established
+    within that time.
     """
 
     __slots__ = (
@@ -177,7 +178,7 @@ class Counters:
     def retain_only(
         self, destinations: Collection[tuple[int, str]], names: Collection[str]
     ) -> None:
-        """Drop the counters of all others than `destinations` and `names`."""
+        """Drop the counters of everything except `destinations` and `names`."""
         for key in self.ended.keys() - set(destinations):
             del self.ended[key]
         kept = {destination for _, destination in destinations}

@@ -90,7 +90,7 @@ class LogWriter:
         self._thread.join(_FLUSH_S)
 
     def _run(self) -> None:
-        # The rest of a line of which the beginning was written.
+        # The rest of a line whose beginning was written.
         begun = b""
         while batch := self._next_batch():
             data = begun + batch

@@ -1,4 +1,4 @@
-"""Log records on stdout: one event name and its fields, as a JSON line or for a person's eyes.
+"""Log records on stdout: one event name and its fields, as a JSON line or as text for people.
 
 Standard output is the container's log; `RunLog` writes it without blocking the event loop. Text
 from peers, DNS or files is only ever the value of a field, and `_escape` makes it printable and
@@ -145,7 +145,7 @@ def _fields(event: Event) -> dict[str, Any]:
     fields = msgspec.structs.asdict(event)
     for key, value in fields.items():
         if isinstance(value, float):
-            # Nothing here is measured to less than a microsecond.
+            # No figure here is more precise than a microsecond.
             fields[key] = round(value, 6)
     if isinstance(event, ConnectionClosed):
         for key in ("client", "address", "source"):
@@ -229,7 +229,7 @@ def _printable(value: object, limit: int) -> object:
 
 
 def _shorten(text: str, limit: int) -> str:
-    """Both ends of `text`, because the last lines of a traceback say most."""
+    """Keeps both ends of `text`, because the last lines of a traceback say most."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2]} … {text[-limit // 2 :]}"

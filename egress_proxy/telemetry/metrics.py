@@ -4,9 +4,9 @@
 administrator wrote, never anything of a client, so the number of series is bounded.
 
 The official client library is left out: it takes 0.15 s and 4 MiB for a thousand destinations, and
-no connection moves a byte in that time (docs/decisions/045-metrics-without-a-library.md). The text
-is made in parts, so that the event loop can turn between them.
-Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+it blocks all connections for that time (docs/decisions/045-metrics-without-a-library.md). The text
+is made in parts, so that the event loop can turn between them. Source:
+https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations

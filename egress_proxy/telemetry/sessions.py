@@ -1,7 +1,7 @@
 """The list of open sessions as an operator asks for it at `/sessions.json`.
 
-It names clients, and nobody has to log in to the admin port: so there is none unless the
-administrator wants it (`EGRESS_DNS_PROXY_ADMIN_SESSIONS`).
+It names clients, and the admin port has no login. Therefore it is off unless the administrator
+switches it on (`EGRESS_DNS_PROXY_ADMIN_SESSIONS`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionList(msgspec.Struct, frozen=True, kw_only=True):
-    """The first `sessions` in the order wanted, of `total` that there are."""
+    """The first `sessions` in the requested order; `total` is the number of all."""
 
     total: int
     sessions: tuple[Session, ...]

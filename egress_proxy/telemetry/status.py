@@ -14,16 +14,16 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# A failing port takes clients, but no address of its destination has answered lately.
+# A failing port accepts clients, but no address of its destination has answered lately.
 ListenerState = Literal["listening", "paused", "failing", "refusing", "failed", "removed"]
-# The states in which a port takes clients; those of a paused one wait for a moment.
+# The states in which a port accepts clients; those of a paused one wait in the backlog.
 SERVING = frozenset({"listening", "paused", "failing"})
 _TROUBLE = {
     "failed": "cannot listen",
     "refusing": "refuses its clients",
     "failing": "reaches no remote host",
 }
-# Readiness lists so many ports that are in trouble, and then only their number.
+# Readiness lists this many ports with a problem, and only the number of the others.
 _LISTED_PORTS = 20
 ANY_SOURCE = "EGRESS_DNS_PROXY_SOURCE=any: remote hosts do not see a reserved address"
 
@@ -124,7 +124,7 @@ class Reloads(msgspec.Struct, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole state. `pod` and `node` are names; `node` is empty where nobody told it."""
+    """The whole state. `pod` and `node` are names; `node` is empty if it is not known."""
 
     pod: str
     node: str
@@ -171,8 +171,8 @@ def readiness(
 ) -> tuple[Check, ...]:
     """Whether clients should be sent to this pod, one check per condition.
 
-    As long as one port takes clients, ports that do not are warnings: the pod is the only one that
-    can serve the others. A remote host that does not answer is a warning, too, and a rejected
+    As long as one port accepts clients, ports that do not are warnings: the pod is the only one
+    that can serve the others. A remote host that does not answer is a warning, too, and a rejected
     reload. With high availability (`role`) a pod without the source address is ready to take it.
     """
     current = [port for port in ports if port.state != "removed"]
