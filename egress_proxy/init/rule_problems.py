@@ -1,4 +1,4 @@
-"""What stands in the way of redirect mode's rules, told so that an admin can mend it. Pure."""
+"""What prevents redirect mode's rules, each with its cure. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our table in the words of nft(8), and when two listings tell of the same one."""
+"""Our table in the words of nft(8), and when two listings describe the same one."""
 
 from __future__ import annotations
 
