@@ -1,9 +1,9 @@
 """The reserved addresses in the kernel, with a lifetime, and their routes (rtnetlink(7)).
 
 Each has a lifetime of the Lease's duration, so that the kernel removes it when this process no
-longer runs. Routes of `SOURCE_TABLE` carry what has a reserved address as its source; `init` has
-put the rule and an `unreachable` default there. The kernel flushes a route whose preferred source
-goes; in IPv6 it stays, and nothing can use it.
+longer runs. Packets from a reserved address follow the routes of `SOURCE_TABLE`; `init` has added
+the rule for that, and an `unreachable` default route. When an address is removed, the kernel
+deletes the IPv4 routes that prefer it as source; the IPv6 ones stay, but can't be used.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ class ReservedAddresses:
         return all(_is_local(source.address) for source in self._sources)
 
     def keep(self, deadline: float) -> bool:
-        """Take them, or begin their lifetime anew; whether that was done before `deadline`.
+        """Add them, or restart their lifetime; returns whether that was done before `deadline`.
 
-        The kernel makes an address that it has just removed once more, even without being told to
-        create it. So the clock is asked again afterwards, and what came too late is removed.
+        The kernel adds an address again that it has just removed, even without the flag to create
+        it. So the clock is read again afterwards, and an address that was added too late is
+        removed.
         """
         if self._clock() > deadline:
             return False
@@ -84,7 +85,7 @@ class ReservedAddresses:
         return True
 
     def deprecate(self) -> None:
-        """Nothing new is to be sent from them, and what has them keeps them for a while."""
+        """Deprecate them: existing connections keep them for a while, new ones do not use them."""
         index = socket.if_nametoindex(self._interface)
         for source in self._sources:
             self._put_address(source, index, 0)
@@ -95,7 +96,7 @@ class ReservedAddresses:
         try:
             index = socket.if_nametoindex(self._interface)
         except OSError:
-            # An interface that is gone has taken them along.
+            # The interface is gone, and the addresses with it.
             return
         for source in self._sources:
             for destination, gateway in _routes(source):
@@ -116,7 +117,7 @@ class ReservedAddresses:
 
 
 def refused(error: OSError, source: Source) -> Problem:
-    """The kernel does not take the address or its route."""
+    """The kernel refuses the address or its route."""
     powerless = error.errno in (errno.EPERM, errno.EACCES)
     return Problem(
         variable=SOURCE.name,

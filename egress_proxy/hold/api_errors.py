@@ -24,7 +24,7 @@ from egress_proxy.hold.object_json import decode_status
 if TYPE_CHECKING:
     from egress_proxy.hold.http import Answer
 
-# Where the server asks for a pause and does not say how long; and the longest that is obeyed.
+# The pause if the server asks for one without a length; and the longest pause that is made.
 _DEFAULT_PAUSE_S = 1.0
 _MAX_PAUSE_S = 30.0
 
@@ -69,7 +69,7 @@ _CURES = {
 
 
 def error_of(request: str, answer: Answer) -> ApiError:
-    """What an answer that is no good one means."""
+    """The error that an answer means."""
     status = decode_status(answer.body)
     said = status.message or status.reason or answer.body[:200].decode("utf-8", "replace").strip()
     if answer.status == HTTPStatus.CONFLICT:

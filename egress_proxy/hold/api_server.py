@@ -1,8 +1,8 @@
-"""Where the Kubernetes API server is, and what opens it: address, certificate authority, token.
+"""How to reach the Kubernetes API server: address, certificate authority, token.
 
-The files come from a projected volume, in which the kubelet replaces them: a token is good for an
-hour or less. They are read again when they have changed; while they can't be read, what was read
-last stays in use.
+The files come from a projected volume, in which the kubelet replaces them: a token is valid for an
+hour or less. They are read again when they have changed; while they can't be read, the previous
+content stays in use.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ApiServer:
     def in_cluster(
         cls, environ: Mapping[str, str], *, source: str = "", mount: Path = MOUNT
     ) -> ApiServer:
-        """As a pod is told about it. Raises `PlatformError` with all that is missing."""
+        """From the pod's environment and files. Raises `PlatformError` with all that is missing."""
         host = environ.get("KUBERNETES_SERVICE_HOST", "").strip().strip("[]")
         port = environ.get("KUBERNETES_SERVICE_PORT", "443").strip()
         server = cls(

@@ -1,9 +1,9 @@
-"""`egress-proxy hold`: feeds the elector with what happens, and carries out what it wants.
+"""`egress-proxy hold`: passes events to the elector, and carries out its actions.
 
-LAN and kernel are spoken to at once, in the order of the actions; a request to the API server is a
-task whose answer is fed back. Should this program fail in a way nobody foresaw, it drops the
-address and ends: the kubelet starts it again, and the kernel's lifetime of the address stands
-behind both.
+Actions on the LAN and the kernel are carried out at once, in their order; a request to the API
+server is a task, whose answer becomes an event. After an unexpected exception the process drops the
+address and ends, and the kubelet starts it again. If it can't even do that, the kernel removes the
+address when its lifetime ends.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Client(Pods, Protocol):
 
 
 def read_clock() -> float:
-    """Seconds since the machine was started, those that it slept through included."""
+    """Seconds since the machine was started, including the time that it was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -124,7 +124,7 @@ class Hold:
         self.feed(messages.StopRequested())
 
     async def run(self) -> None:
-        """Hold the address until the stop. Raises `PlatformError` with what stands in the way."""
+        """Hold the address until SIGTERM. Raises `PlatformError` with what prevents that."""
         try:
             self._open()
             await self._serve()
@@ -190,7 +190,7 @@ class Hold:
     async def _serve(self) -> None:
         if not self._sockets:
             return
-        # Without this port there is no need of HTTP.
+        # Without this port HTTP is not needed.
         from egress_proxy.telemetry.admin import AdminServer  # noqa: PLC0415 - see above
 
         self._admin = AdminServer(HoldPages(self.snapshot, self.counts))
@@ -214,7 +214,7 @@ class Hold:
         await self._client.close()
 
     def feed(self, event: Input) -> None:
-        """Tell the elector, and do what it wants; in turn, where that leads to more to tell."""
+        """Pass `event` to the elector and carry out its actions; events that result follow."""
         self._inputs.append(event)
         if self._feeding or self._state is None:
             return
@@ -355,7 +355,7 @@ def _failed(error: ApiError) -> messages.RequestFailed:
         case ApiConflict():
             failure: Failure = "conflict"
         case ApiRejected(status=status):
-            # The Lease was deleted: what was judged on it does not hold.
+            # The Lease was deleted: decisions based on it are void.
             failure = "conflict" if status == _NOT_FOUND else "refused"
         case ApiTooManyRequests(retry_after_s=retry_after_s):
             return messages.RequestFailed("refused", str(error), retry_after_s)

@@ -4,8 +4,8 @@
 It opens nothing and waits for nothing; `daemon` feeds it and carries out its actions in order. The
 rules are in `lease_rules`, `lan_rules`, `leaving_rules`; here is the order in which they apply.
 
-Before anything else a holder that comes late is told by the clock: it was frozen, somebody else may
-have the address, and so it drops its own and says nothing (HA pitfall 5).
+First of all, a holder compares the clock with its deadline. If it is late, it was frozen and
+another pod may have the address, so it drops the address and sends nothing (HA pitfall 5).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from egress_proxy.hold.messages import Action, Input
     from egress_proxy.hold.states import ElectorSettings
 
-# With EGRESS_HA_API_SILENCE=release the address is given back so long before the Lease runs out:
-# the kernel may be 0.11 s late with what it removes, and the next owner probes for 0.2 s.
+# With EGRESS_HA_API_SILENCE=release the address is dropped this long before the Lease runs out: the
+# kernel may be 0.11 s late with what it removes, and the next owner probes for 0.2 s.
 RELEASE_EARLY_S = 0.3
 
 
@@ -52,7 +52,7 @@ def advance(
 ) -> tuple[State, tuple[Action, ...]]:
     """The state after `event` at `now`, and the actions in their order.
 
-    The next state's `wake_at` is when it wants a `Tick`, if nothing else happens before.
+    The next state's `wake_at` is the time of the next `Tick`, unless another event comes first.
     """
     turn = Turn(settings, replace(state), now)
     if turn.state.role != Role.STOPPED:

@@ -17,13 +17,13 @@ class HoldStarted(Event, name="hold.started", level="info"):
 
 
 class HoldStandby(Event, name="hold.standby", level="info"):
-    """The Lease is `holder`'s; empty: nobody's."""
+    """This pod is a standby; `holder` has the Lease, empty if no pod has it."""
 
     holder: str
 
 
 class HoldTaking(Event, name="hold.taking", level="info"):
-    """The Lease is this pod's; the LAN is asked for the address. `after`: why it was free."""
+    """This pod has the Lease and probes for the address; `after` says why it was free."""
 
     after: str
     before: str
@@ -53,21 +53,21 @@ class HoldConfirmed(Event, name="hold.confirmed", level="info"):
 
 
 class HoldBlocked(Event, name="hold.blocked", level="warning"):
-    """The Lease is this pod's, and a foreign host, `mac`, answers for the address."""
+    """This pod has the Lease, but a foreign host, `mac`, answers for the address."""
 
     address: str
     mac: str
 
 
 class HoldLeaving(Event, name="hold.leaving", level="info"):
-    """Told to stop; `successor` is the pod that clients are sent to, empty where there is none."""
+    """SIGTERM was received; `successor` is the pod that clients are sent to, or empty."""
 
     successor: str
     kept_s: float
 
 
 class HoldReleased(Event, name="hold.released", level="info"):
-    """The Lease is given back: another pod may take it at once."""
+    """The Lease was released: another pod may take it at once."""
 
 
 class AddressDropped(Event, name="address.dropped", level="info"):
@@ -77,7 +77,7 @@ class AddressDropped(Event, name="address.dropped", level="info"):
 
 
 class AddressDefended(Event, name="address.defended", level="warning"):
-    """A foreign host, `mac`, claims the address: the LAN is told again who has it.
+    """A foreign host, `mac`, claims the address: this pod announces it again.
 
     At most one record in ten seconds; `claims` counts those since the last record.
     """
@@ -88,7 +88,7 @@ class AddressDefended(Event, name="address.defended", level="warning"):
 
 
 class LeaseLost(Event, name="lease.lost", level="warning"):
-    """The Lease is no longer this pod's."""
+    """This pod no longer has the Lease."""
 
     holder: str
     reason: str

@@ -1,12 +1,12 @@
 """HTTP/1.1 to the Kubernetes API server: one connection, one request at a time, over TLS.
 
-h11 judges what comes in, asyncio carries it. Left out: redirects, compression, pipelining, proxies
-and HTTP/2, which the API server offers and does not need.
+h11 parses, asyncio transports. Left out: redirects, compression, pipelining, proxies and HTTP/2,
+which the API server offers and does not need.
 
-Trust boundary: the server is the cluster's, proven by its certificate; all the same, no answer is
-larger than `MAX_BODY`, and every wait is the caller's to bound (``asyncio.timeout``). A request
-that fails or is cancelled half way closes its connection: an answer that still arrives must not be
-taken for the next one's.
+Trust boundary: the server is the cluster's, proven by its certificate. Still, no answer may be
+larger than `MAX_BODY`, and the caller must limit every wait (``asyncio.timeout``). A request that
+fails or is cancelled half way closes its connection: an answer that still arrives must not be taken
+for the next one's.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ MAX_IDLE_S = 30.0
 
 
 class HttpError(Exception):
-    """The connection broke, or what came is no HTTP, or is too large.
+    """The connection broke, or the answer is not HTTP, or is too large.
 
-    `unheard`: not one octet of an answer came, as on a connection that the server was closing.
+    `unheard`: no octet of an answer came, for example because the server was closing the
+    connection.
     """
 
     def __init__(self, reason: str, *, unheard: bool = False) -> None:
@@ -100,7 +101,7 @@ class Connection:
     def reusable(self) -> bool:
         """Whether another request may be sent: all was read, and the server has not closed.
 
-        The socket itself is asked: a process that was frozen has not heard of the close yet.
+        This asks the socket itself, because a process that was frozen has not seen the close yet.
         """
         if self._http.our_state is not h11.IDLE or self._writer.transport.is_closing():
             return False
@@ -111,7 +112,7 @@ class Connection:
         return not poll.poll(0)
 
     def close(self) -> None:
-        """Close at once; TLS's own farewell could be waited for in vain."""
+        """Close at once, without waiting for the TLS shutdown, which may never come."""
         self._writer.transport.abort()
 
     async def exchange(self, request: Request) -> Answer:
@@ -129,7 +130,7 @@ class Connection:
         """Send `request`; the answer's head, and its body's lines as they come.
 
         The body of an answer other than 200 is read whole, and there are no lines. The lines may
-        raise `HttpError`; whoever stops reading them closes the connection.
+        raise `HttpError`; to stop reading them closes the connection.
         """
         try:
             head = await self._ask(request)
@@ -206,7 +207,7 @@ class Connection:
             self._heard = self._heard or bool(data)
 
     def _finish(self) -> None:
-        """Make ready for the next request, if the server lets the connection live."""
+        """Make ready for the next request, if the server keeps the connection open."""
         self._used_at = time.monotonic()
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()

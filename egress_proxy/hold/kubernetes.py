@@ -3,11 +3,11 @@
 Requests go over kept connections, the watch over one of its own, which `lease_watch` keeps going.
 The time limit of a request covers all of it, connecting included.
 
-A request is repeated, once, only where the server closed a kept connection without a word, and
-only if a second time changes nothing: reads, and merge patches. A write of the Lease that went out
-and got no answer is `ApiUnavailable`, and may have been applied.
+A request is repeated, once, only if the server closed a kept connection without an answer, and only
+if repeating it is harmless: reads, and merge patches. A write of the Lease that was sent and got no
+answer is `ApiUnavailable`, and may have been applied.
 
-A lease is written as a whole, as it is in `Lease`: labels of a Lease are not kept.
+A Lease is written as a whole, with the fields of `Lease` only: its labels are lost.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ class KubernetesClient:
     def watch_lease(
         self, failed: Callable[[ApiError], None] | None = None
     ) -> AsyncGenerator[Lease | None, None]:
-        """Each state of the Lease that is seen, for ever; None: there is none.
+        """Yields each observed state of the Lease, without end; None: there is no Lease.
 
-        A state is not repeated. A failure looks like a Lease that does not change; `failed` is
-        called with each.
+        A state is not repeated. During a failure nothing is yielded; `failed` is called with each
+        failure.
         """
         watched = lease_watch.WatchedLease(self._leases_path(), self._lease)
         return lease_watch.watch(self._server, AGENT, watched, failed)
@@ -106,7 +106,7 @@ class KubernetesClient:
     ) -> None:
         """Set labels and annotations of a pod; None removes one.
 
-        By its status: whoever may do only that can't change what the pod runs.
+        By way of its status, so that the Role needs no right to change what the pod runs.
         """
         path = f"/api/v1/namespaces/{self._namespace}/pods/{quote(name, safe='')}/status"
         body = object_json.encode_metadata_patch(labels, annotations)

@@ -1,8 +1,8 @@
-"""The labels and annotations of pods: which one the Service leads to, and who hears the gateway.
+"""Labels and annotations of pods: which pod the Service leads to, and which ones reach the gateway.
 
-A pod is made the endpoint before another one ceases to be: with no endpoint at all a new client is
-refused (HA pitfall 9). What can't be changed now is tried again until it is changed, or until
-something else is wanted.
+A pod becomes the endpoint before the other one ceases to be, because without an endpoint new
+clients are refused (HA pitfall 9). A change that fails is tried again until it succeeds, or until
+another change replaces it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ACTIVE_COST = "100"
 # After a failure; doubled with each, up to the second value.
 _RETRY_FIRST_S = 0.1
 _RETRY_LAST_S = 2.0
-# Labels that somebody else has changed are put right that often.
+# How often labels are checked and corrected, in case something else has changed them.
 _REPEAT_S = 10.0
 
 

@@ -1,8 +1,8 @@
-"""The LAN side of `hold`: asks who has the addresses, tells who has them, hears who claims them.
+"""The LAN side of `hold`: probes for the addresses, announces them, and receives claims of them.
 
-Trust boundary: anybody on the LAN may send anything. The kernel lets only frames about the reserved
-addresses and the gateways through (`filters`), `frames` reads only what is well-formed, and a batch
-is bounded, so that nobody keeps the event loop busy.
+Trust boundary: any host on the LAN may send anything. The kernel lets only frames about the
+reserved addresses and the gateways through (`filters`), `frames` accepts only well-formed ones, and
+a batch is bounded, so that no host can block the event loop.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Lan:
         self._open = ExitStack()
 
     def start(self) -> None:
-        """Hear from now on. Raises OSError, as without NET_RAW."""
+        """Receive from now on. Raises OSError, for example without NET_RAW."""
         asked = self._addresses | self._gateways
         programs = {
             ETH_P_ARP: (IPv4Address, arp_filter(_only(IPv4Address, asked))),
@@ -106,8 +106,9 @@ class Lan:
     def ask_gateways(self, *, owner: bool) -> None:
         """Ask for the gateways; `owner`: in the name of the reserved addresses.
 
-        An owner's question in ARP is heard by all, and so tells others who has the address. That of
-        IPv6 goes to the gateway alone: an advertisement goes with it, where there is no IPv4.
+        An ARP request is a broadcast, so an owner's request also shows all other hosts who has the
+        address. The IPv6 request goes only to the gateway, so without an IPv4 address an
+        advertisement is sent too.
         """
         if owner and ETH_P_ARP not in self._sockets:
             self.announce()
@@ -122,7 +123,7 @@ class Lan:
 
     def _ask_as_neighbour(self, gateway: IPv6Address) -> Frame:
         own = _link_local_address(self._interface)
-        # From no address it is duplicate-address detection, which an owner answers too.
+        # Without a source address it is duplicate address detection, which an owner answers too.
         return probe(self._mac, gateway) if own is None else question(self._mac, own, gateway)
 
     def _send(self, frame: Frame) -> bool:
@@ -130,7 +131,7 @@ class Lan:
         try:
             self._sockets[frame.ethertype].sendto(frame.payload, destination)
         except OSError:
-            # The interface is down, or its queue is full: as if the frame had been lost.
+            # The interface is down, or its queue is full: treated as a lost frame.
             return False
         return True
 
@@ -139,7 +140,7 @@ class Lan:
             try:
                 payload, (_, ethertype, _, _, sender) = sock.recvfrom(_LONGEST)
             except OSError:
-                # There is no more, or the interface has just gone down, which is told once.
+                # There are no more frames, or the interface has just gone down (reported once).
                 return
             claim = parse(ethertype, sender, payload)
             if claim is None or claim.has is None or claim.mac == self._mac:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from egress_proxy.hold.states import Turn
     from egress_proxy.ip import Address
 
-# RFC 5227 section 1.1 has seconds. A LAN answers in milliseconds, and the Lease has spoken already.
+# RFC 5227 section 1.1 has seconds. A LAN answers in milliseconds, and the Lease is decided already.
 PROBES = 2
 PROBE_INTERVAL_S = 0.1
-# After a claim an unconfirmed owner needs a moment to yield.
+# After a claim an unconfirmed owner needs a moment to drop the address.
 YIELD_S = 0.05
 BLOCKED_AFTER_S = 3.0
 BLOCKED_PROBE_INTERVAL_S = 1.0
@@ -38,14 +38,14 @@ DEFENCE_INTERVAL_S = 0.1
 DEFENCE_TOLD_S = 10.0
 
 ASK_INTERVAL_S = 0.5
-# After a question without an answer, as long as it may be a loss.
+# The pause after a request without an answer, while the frame may just have been lost.
 ASK_AGAIN_S = 0.1
 ASK_QUICKLY_S = 2.0
 # A standby stops saying that it hears the gateway before an active one looks for it, so that a
 # gateway that fails for both of them moves nothing: 0.5 s of an interval apart, and 0.1 s more.
 GATEWAY_SHOWN_S = 0.9
 GATEWAY_SILENT_S = 1.5
-# And it says so again only after the active one had the time to hear it too.
+# And it says so again only after the active one has had time to hear it too.
 GATEWAY_STABLE_S = 1.0
 PODS_INTERVAL_S = 1.0
 # The annotation of a pod that says whether it hears every gateway.
@@ -54,7 +54,7 @@ HEARD, SILENT = "heard", "silent"
 
 
 def probe(turn: Turn) -> None:
-    """The time has come for the next probe, or for the verdict."""
+    """The next probe is due, or the decision after the last one."""
     state = turn.state
     if state.probes < PROBES:
         state.probes += 1

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 # Two questions to a gateway are 0.5 s apart: one may be lost.
 GATEWAY_FRESH_S = 1.2
-# A released Lease is left so long to the pod that clients were already sent to.
+# How long a released Lease is left to the pod that clients were already sent to.
 SUCCESSOR_FIRST_S = 1.0
 
 
 def is_quiet(turn: Turn) -> bool:
-    """Whether a standby has to look for itself, because the watch shows nothing new."""
+    """Whether a standby must read the Lease itself, because the watch shows nothing new."""
     changed_at = turn.state.changed_at
     return changed_at is None or turn.now - changed_at >= turn.settings.duration_s / 2
 
@@ -67,7 +67,7 @@ def see(turn: Turn, lease: Lease | None) -> None:
     elif (
         lease is not None
         and lease.holder != turn.settings.identity
-        # An older one is news that the own write has overtaken.
+        # An older version than the own last write.
         and lease.transitions >= own.transitions
         and lease.resource_version != own.resource_version
     ):
@@ -183,7 +183,7 @@ def failed(turn: Turn, failure: Failure, error: str, retry_after_s: float) -> No
         if state.own is None:
             state.changed_at = None
         if retry_after_s:
-            # Not longer: a holder has to renew, and a request in time is worth more than manners.
+            # Not longer: a holder must renew in time, even if the server asks for a longer pause.
             patience_s = min(retry_after_s, turn.settings.duration_s / 2)
             state.patient_until = turn.now + patience_s
         if failure == "doubtful" and sent.kind != "read":
@@ -203,7 +203,8 @@ def _conflict(turn: Turn, sent: Request) -> None:
     elif sent.kind == "release":
         lose(turn, "another pod took it first", lease=False)
     elif turn.now - state.doubted_at < 2 * turn.settings.duration_s:
-        # Perhaps a write of ours that was late. Until that is known, a claim is believed.
+        # Perhaps it is a late write of this pod. Until that is known, claims of other hosts are
+        # believed.
         state.confirmed = False
         state.unconfirmed_at = turn.now
         state.doubtful = sent

@@ -1,4 +1,4 @@
-"""The watch of one Lease: list it, then take in its changes, and start over whenever that ends.
+"""The watch of one Lease: lists it, receives its changes, and starts over whenever that ends.
 
 It ends when the server says so (410 Gone, its own time limit), when the connection breaks, and when
 nothing came for `SILENCE_S`: an active pod renews several times a second, so either the watch is
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 SILENCE_S = 3.0
 # To connect, to list, and until a watch is accepted.
 _REQUEST_TIMEOUT_S = 2.0
-# How long the server keeps a watch; it ends them all after a time of its own choice anyway.
+# The duration that is asked for; the server may end a watch earlier.
 _WATCH_S = 300
 # After a failure; doubled with each, with jitter, up to the second value.
 _FIRST_PAUSE_S = 0.05
 _LAST_PAUSE_S = 1.0
-# What lived so long is no failure when it ends.
+# The end of a watch that has lasted this long is not a failure.
 _STEADY_S = 1.0
 
 
@@ -73,7 +73,7 @@ async def watch(
     lease: WatchedLease,
     failed: Callable[[ApiError], None] | None = None,
 ) -> AsyncGenerator[Lease | None, None]:
-    """Each state of the lease that is seen, for ever; None: there is none.
+    """Yields each observed state of the Lease, without end; None: there is no Lease.
 
     A state is not repeated. `failed` is called with each failure, before the pause that follows.
     """

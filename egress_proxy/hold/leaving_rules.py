@@ -43,7 +43,7 @@ def stop(turn: Turn) -> None:
 
 
 def leave_at_once(turn: Turn, reason: str = "told to stop") -> None:
-    """Drop the address now, and release the Lease as far as that is possible."""
+    """Drop the address now, and release the Lease if possible."""
     state = turn.state
     drop(turn, reason)
     state.phase = Phase.RELEASING
@@ -70,7 +70,7 @@ def pods_listed(turn: Turn, pods: tuple[Pod, ...] | None) -> None:
 
 
 def handed_over(turn: Turn, *, done: bool) -> None:
-    """The labels are changed, or not: then the next attempt begins with the pods of then."""
+    """The labels are changed; if not, the next attempt lists the pods again."""
     state = turn.state
     if state.phase != Phase.HANDING_OVER:
         return

@@ -1,4 +1,4 @@
-"""What the elector is told (inputs) and what it wants done (actions), as frozen values."""
+"""The elector's inputs (what happened) and actions (what to do), as frozen values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RequestDone:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """The last `Read` or `Write` failed; the server asks for `retry_after_s` of patience."""
+    """The last `Read` or `Write` failed; the server asks for a pause of `retry_after_s`."""
 
     failure: Failure
     error: str
@@ -74,7 +74,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """A probe could not be sent: silence means nothing."""
+    """A probe could not be sent, so silence proves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Read:
 class Write:
     """PUT `lease` with its resource version, or create it where it has none.
 
-    The times in it are the shell's to fill in: `acquire` says whether the holder is new.
+    The caller fills in the times: `acquire` says whether the holder is new.
     """
 
     lease: Lease
@@ -139,7 +139,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell the LAN that this host has the addresses; not after `deadline`."""
+    """Announce the addresses on the LAN; not after `deadline`."""
 
     deadline: float
 
@@ -153,14 +153,14 @@ class AskGateway:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Take the addresses and routes, or begin their lifetime anew; not after `deadline`."""
+    """Add the addresses and routes, or restart their lifetime; not after `deadline`."""
 
     deadline: float
 
 
 @dataclass(frozen=True, slots=True)
 class Deprecate:
-    """No new connections from the addresses; they stay for what is to be reset."""
+    """No new connections from the addresses; they stay until sessions have been reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """All is given back; `problem` is why, where it is not the stop that was asked for."""
+    """Everything is released; `problem` is the reason, if it is not SIGTERM."""
 
     problem: Problem | None = None
 

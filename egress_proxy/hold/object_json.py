@@ -1,6 +1,6 @@
 """The Kubernetes API's JSON, as far as `hold` needs it: leases, pods, lists, watches, errors.
 
-Unknown fields are passed over when read. What can't be read is a `ValueError`.
+Unknown fields are ignored when read. Text that can't be read raises `ValueError`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from egress_proxy.hold.objects import Lease, Pod
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Fields are named as in JSON; what has its default is not written."""
+    """Fields are named as in JSON; a field with its default value is not written."""
 
 
 class _Metadata(_Struct, frozen=True, kw_only=True):
@@ -76,7 +76,7 @@ class _Event(_Struct, frozen=True, kw_only=True):
 
 
 class Status(_Struct, frozen=True, kw_only=True):
-    """The API server's own word on a failure (metav1.Status)."""
+    """The API server's description of a failure (metav1.Status)."""
 
     code: int = 0
     reason: str = ""
@@ -87,8 +87,8 @@ class Status(_Struct, frozen=True, kw_only=True):
 class WatchEvent:
     """One line of a watch.
 
-    `lease` as it is now, or was when it was deleted; `version` where to go on from, empty with an
-    error; `status` the error.
+    `lease` as it is now, or was when it was deleted; `version`: where the next watch continues,
+    empty with an error; `status`: the error.
     """
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
@@ -154,7 +154,7 @@ def decode_event(line: bytes) -> WatchEvent:
 
 
 def decode_status(text: bytes) -> Status:
-    """The error in an answer; one without a word where that is no Status (a proxy's page)."""
+    """The error in an answer; an empty one if the text is not a Status (a proxy's page)."""
     try:
         return _status.decode(text)
     except ValueError:
@@ -164,7 +164,7 @@ def decode_status(text: bytes) -> Status:
 def encode_metadata_patch(
     labels: Mapping[str, str | None] | None, annotations: Mapping[str, str | None] | None
 ) -> bytes:
-    """A merge patch (RFC 7396): None removes, what is not named stays."""
+    """A merge patch (RFC 7396): None removes a key, other keys stay."""
     changes = {"labels": labels, "annotations": annotations}
     return msgspec.json.encode(
         {"metadata": {name: value for name, value in changes.items() if value}}

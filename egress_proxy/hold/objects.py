@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A Lease; `holder` is empty where nobody holds it.
+    """A Lease; `holder` is empty if no pod holds it.
 
     The times are RFC 3339 with six digits of a second (metav1.MicroTime). `resource_version` is the
     API server's: a write with an older one is a conflict.

@@ -1,7 +1,7 @@
 """Health and metrics of `hold`: what /livez, /readyz and /metrics answer.
 
-Readiness is not the role: a standby is ready, or a rollout would wait for ever. Neither is it the
-API server or the gateway, whose silence must take no endpoint away.
+Readiness does not depend on the role: if a standby were not ready, a rollout would never end. Nor
+does it depend on the API server or the gateway: if they do not answer, the endpoint must stay.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 PREFIX = "egress_proxy_"
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SHOWN = ("standby", "taking", "blocked", "active", "unconfirmed", "leaving")
-# A state that asked to be woken so long ago was not: the event loop or the elector is stuck.
+# If a `Tick` is overdue by this long, the event loop or the elector is stuck.
 _STUCK_S = 5.0
 
 
 @dataclass(slots=True)
 class Counts:
-    """An observer that counts, and what the daemon counts beside."""
+    """An observer that counts events, and other figures of the daemon."""
 
     takeovers: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("start", "expiry", "release"), 0)

@@ -1,7 +1,7 @@
-"""What the elector knows: its settings, its state, and one turn of it.
+"""The elector's settings, its state, and one turn of it.
 
-Times are seconds on one clock that also counts while the machine sleeps (CLOCK_BOOTTIME), so that
-whoever was frozen or suspended sees that it is late.
+Times are seconds on one clock that also counts while the machine sleeps (CLOCK_BOOTTIME), so that a
+process that was frozen or suspended sees that it is late.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NEVER = math.inf
 
-# After this much more than a deadline the process was not running: it was frozen or starved.
+# If a deadline has passed by more than this, the process was frozen or got no CPU time.
 LATE_S = 0.05
 
 
@@ -49,7 +49,7 @@ class Phase(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElectorSettings:
-    """What the elector goes by.
+    """The settings of the elector.
 
     `identity` is this pod in the Lease. `duration_s` is both the Lease's and the lifetime of the
     address in the kernel. `handover_s` and `drain_s` are how long the address is kept after the
@@ -75,7 +75,7 @@ class ElectorSettings:
 
     @property
     def confirmed_s(self) -> float:
-        """So long after a renewal was sent the next one is overdue."""
+        """How long after a renewal was sent the next one is overdue."""
         return self.duration_s - self.beat_s - self.request_timeout_s
 
 
@@ -111,7 +111,7 @@ class State:
 
     # The Lease as this pod has written it; None: it is not this pod's.
     own: Lease | None = None
-    # Until then nobody else can have taken it.
+    # Until then no other pod can have taken it.
     valid_until: float = -NEVER
     confirmed: bool = False
     unconfirmed_at: float = -NEVER
@@ -119,7 +119,7 @@ class State:
     giving_back: bool = False
 
     pending: Request | None = None
-    # A write without an answer, of which a read has to tell whether it was applied.
+    # A write without an answer: a read must show whether it was applied.
     doubtful: Request | None = None
     doubted_at: float = -NEVER
     overdue: bool = False

@@ -1,4 +1,4 @@
-"""From one role to another; every rule that ends in a change of the role comes here."""
+"""The transitions between roles; every rule that changes the role calls one of these."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def resume(turn: Turn) -> None:
 
 
 def keep(turn: Turn, deadline: float) -> None:
-    """Begin the lifetime of the address anew, unless it is too late for that."""
+    """Restart the lifetime of the address, unless it is too late for that."""
     turn.do(Keep(deadline))
     turn.state.address_until = turn.now + turn.settings.duration_s
 
 
 def announce(turn: Turn) -> None:
-    """Say that the address is this pod's, unless it is too late for that."""
+    """Announce the address, unless it is too late for that."""
     state = turn.state
     until = state.valid_until if state.confirmed else state.address_until or state.valid_until
     turn.do(Announce(until + LATE_S))
@@ -125,7 +125,7 @@ def _stand_down(turn: Turn) -> None:
 def release(turn: Turn) -> None:
     """Write the Lease with an empty holder, as client-go does (tools/leaderelection, release)."""
     own = turn.state.own
-    assert own is not None  # noqa: S101 - only what is this pod's is given back
+    assert own is not None  # noqa: S101 - only the holder releases
     annotations = {key: value for key, value in own.annotations.items() if key != SUCCESSOR}
     if turn.state.successor:
         annotations[SUCCESSOR] = turn.state.successor
@@ -133,7 +133,7 @@ def release(turn: Turn) -> None:
 
 
 def released(turn: Turn) -> None:
-    """The Lease is nobody's now."""
+    """The Lease has no holder now."""
     turn.state.own = turn.state.doubtful = None
     turn.state.giving_back = False
     turn.tell(HoldReleased())
