@@ -431,7 +431,8 @@ async def test_parsing_in_slices_lets_the_event_loop_run() -> None:
         await parse_destinations_in_slices(text, variable="DESTINATION")
     counting.cancel()
     assert str(caught.value) == refusal(text)
-    assert turns >= 200
+    # 100,000 lines take some 200 ms, and each slice one.
+    assert turns >= 50
 
 
 def test_every_port_can_be_used() -> None:
