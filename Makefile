@@ -171,6 +171,11 @@ bench-scaling: $(BENCH_VENV)/installed ## compare two processes with one, and HA
 bench-redirect: $(BENCH_VENV)/installed ## compare redirect mode's rules with plain forwarding and HAProxy
 	$(BENCH_VENV)/bin/python -m bench.redirect --rounds $(or $(ROUNDS),5)
 
+.PHONY: bench-ha
+bench-ha: install $(BENCH_VENV)/installed ## measure who has the address when something fails (ROUNDS, OUT)
+	$(BIN)/python -m bench.availability --command $(BENCH_VENV)/bin/egress-proxy \
+		--rounds $(or $(ROUNDS),10) --out $(or $(OUT),docs/benchmarks/ha.md)
+
 .PHONY: bench-syscalls
 bench-syscalls: $(BENCH_VENV)/installed ## count the system calls per connection
 	$(BENCH_VENV)/bin/python -m bench --syscalls $(if $(PEERS),--peers $(PEERS))

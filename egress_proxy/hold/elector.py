@@ -56,14 +56,14 @@ def advance(
     """
     turn = Turn(settings, replace(state), now)
     if turn.state.role != Role.STOPPED:
-        _check_clock(turn, overslept=now > state.wake_at + LATE_S)
+        _check_clock(turn, late_s=now - state.wake_at)
         _apply(turn, event)
         _run_timers(turn)
         turn.state.wake_at = max(_next_wake(turn), now)
     return turn.state, tuple(turn.actions)
 
 
-def _check_clock(turn: Turn, *, overslept: bool) -> None:
+def _check_clock(turn: Turn, *, late_s: float) -> None:
     state, now = turn.state, turn.now
     if state.address_until is not None and (
         now > state.address_until + LATE_S or (state.confirmed and now > state.valid_until + LATE_S)
@@ -72,10 +72,11 @@ def _check_clock(turn: Turn, *, overslept: bool) -> None:
     elif state.role in (Role.TAKING, Role.BLOCKED):
         if now >= state.valid_until:
             lose(turn, "it was not renewed while the address was being taken")
-        elif overslept:
+        elif late_s > LATE_S:
             # Answers may wait in the socket.
             start_probing(turn, now)
-    elif overslept and state.role == Role.STANDBY:
+    elif state.role == Role.STANDBY and late_s > turn.settings.beat_s:
+        # It has missed renewals, perhaps. Less than that is a busy machine.
         state.changed_at = None
 
 

@@ -84,9 +84,12 @@ class Pod:
 class TwoNodes(ExitStack):
     """The topology, the API server, its objects of the pods; `families` are the source's."""
 
-    def __init__(self, names: str = "ab", families: tuple[str, ...] = ("v4",)) -> None:
+    def __init__(
+        self, names: str = "ab", families: tuple[str, ...] = ("v4",), command: str = EGRESS_PROXY
+    ) -> None:
         super().__init__()
         self.families = families
+        self.command = command
         with ExitStack() as undo:
             undo.push(self)
             self.switch, self.gateway, self.outside, self.spying, self.cluster, self.client = (
@@ -144,12 +147,12 @@ class TwoNodes(ExitStack):
     def start(self, name: str, **variables: str) -> Process:
         """Run `init` in the pod to its end, and start `hold`."""
         pod = self.pods[name]
-        done = pod.namespace.run(EGRESS_PROXY, "init", env=self.environment(name), container=HOLDER)
+        done = pod.namespace.run(self.command, "init", env=self.environment(name), container=HOLDER)
         assert (done.returncode, done.stderr) == (0, ""), done
         container = Container(capabilities=HOLDER.capabilities, service_account=str(self.folder))
         pod.hold = self.enter_context(
             pod.namespace.start(
-                EGRESS_PROXY, "hold", env=self.environment(name) | variables, container=container
+                self.command, "hold", env=self.environment(name) | variables, container=container
             )
         )
         return pod.hold
@@ -165,7 +168,7 @@ class TwoNodes(ExitStack):
         }
         pod.proxy = self.enter_context(
             pod.namespace.start(
-                EGRESS_PROXY,
+                self.command,
                 "run",
                 env=environment | variables,
                 container=Container(uid=10001, read_only=True),
