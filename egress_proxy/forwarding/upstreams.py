@@ -84,6 +84,11 @@ class Upstreams:
         """Each address, and whether it is healthy: it has not failed since it last answered."""
         return [(entry.address, not entry.failed_until) for entry in self.endpoints]
 
+    @property
+    def all_failed(self) -> bool:
+        """Whether there are addresses, and none has answered since it failed."""
+        return bool(self.endpoints) and all(entry.failed_until for entry in self.endpoints)
+
     def replace(self, addresses: Iterable[Address]) -> None:
         """Use `addresses` from now on; the state of those that stay is kept.
 

@@ -12,7 +12,15 @@ from egress_proxy.forwarding.live import Live
 from egress_proxy.run.sessions import list_sessions
 from egress_proxy.telemetry import status
 from egress_proxy.telemetry.counters import Ended
-from egress_proxy.telemetry.status import Check, Destination, ListenerState, Port, Status, Upstream
+from egress_proxy.telemetry.status import (
+    TROUBLE,
+    Check,
+    Destination,
+    ListenerState,
+    Port,
+    Status,
+    Upstream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,6 +50,7 @@ class Log(Protocol):
 
 
 Key = tuple[int, str]
+_FINE = Port(0, "listening")
 
 
 class Snapshot:
@@ -90,7 +99,7 @@ class Snapshot:
             draining=self.draining,
             sources=self._address_monitor.sources,
             role=self._role,
-            ports=map(self._port, self._table.forwarders.values()),
+            ports=map(self._port_if_troubled, self._table.forwarders.values()),
             reloads=self._counters.reloads,
         )
 
@@ -183,6 +192,10 @@ class Snapshot:
             last_failure=ended.last_failure,
         )
 
+    def _port_if_troubled(self, forwarder: Forwarder) -> Port:
+        # Readiness is asked often, and with many ports nearly all of them are fine.
+        return self._port(forwarder) if self._state(forwarder) in TROUBLE else _FINE
+
     def _port(self, forwarder: Forwarder) -> Port:
         state = self._state(forwarder)
         number = forwarder.destination.port
@@ -205,7 +218,7 @@ class Snapshot:
         listener = forwarder.listener
         if listener.state == "listening" and not self._admission.takes_clients(listener):
             return "paused"
-        if listener.state == "listening" and _all_failed(forwarder):
+        if listener.state == "listening" and forwarder.upstreams.all_failed:
             return "failing"
         return listener.state
 
@@ -231,8 +244,3 @@ class Snapshot:
 
 def _key(forwarder: Forwarder) -> Key:
     return forwarder.destination.port, forwarder.name
-
-
-def _all_failed(forwarder: Forwarder) -> bool:
-    health = forwarder.upstreams.health()
-    return bool(health) and not any(healthy for _, healthy in health)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ListenerState = Literal["listening", "paused", "failing", "refusing", "failed", "removed"]
 # The states in which a port accepts clients; those of a paused one wait in the backlog.
 SERVING = frozenset({"listening", "paused", "failing"})
-_TROUBLE = {
+TROUBLE = {
     "failed": "cannot listen",
     "refusing": "refuses its clients",
     "failing": "reaches no remote host",
@@ -176,7 +176,7 @@ def readiness(
     reload. With high availability (`role`) a pod without the source address is ready to take it.
     """
     current = [port for port in ports if port.state != "removed"]
-    troubled = _listed([port for port in current if port.state in _TROUBLE])
+    troubled = _listed([port for port in current if port.state in TROUBLE])
     serving = any(port.state in SERVING for port in current)
     sources = tuple(sources)
     return (
@@ -201,7 +201,7 @@ def readiness(
 
 def _listed(ports: Sequence[Port]) -> tuple[str, ...]:
     lines = [
-        f"port {port.listener} {_TROUBLE[port.state]}: {port.error}"
+        f"port {port.listener} {TROUBLE[port.state]}: {port.error}"
         for port in ports[:_LISTED_PORTS]
     ]
     if more := len(ports) - len(lines):

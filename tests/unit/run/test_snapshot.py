@@ -39,6 +39,10 @@ class Upstreams:
     def __init__(self) -> None:
         self.healthy = True
 
+    @property
+    def all_failed(self) -> bool:
+        return not self.healthy
+
     def health(self) -> list[tuple[Address, bool]]:
         return [(ip_address("192.0.2.1"), self.healthy), (ip_address("192.0.2.2"), False)]
 
