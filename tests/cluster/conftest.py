@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.control_plane import NAMESPACES, ControlPlane
+from tests.cluster.lan import API, make_bridge
 from tests.cluster.manifests import overlay_of
 from tests.support.namespaces import LabUnavailableError, become_root
 from tests.support.needs import do_without
@@ -37,7 +38,8 @@ def control_plane(
     here = pytestconfig.stash[_HERE]
     if isinstance(here, str):
         do_without(here)
-    with ControlPlane(here, "127.0.0.1", tmp_path_factory.mktemp("control-plane")) as running:
+    make_bridge(here, "br0", "02:00:00:00:00:fd", API)
+    with ControlPlane(here, API.v4, tmp_path_factory.mktemp("control-plane")) as running:
         yield running
 
 

@@ -203,7 +203,10 @@ class ControlPlane(ExitStack, Administrator):
             f"--tls-cert-file={self.folder / 'tls.crt'}",
             f"--tls-private-key-file={self.folder / 'tls.key'}",
             f"--token-auth-file={self.folder / 'tokens.csv'}",
-            *("--authorization-mode=RBAC", "--disable-admission-plugins=ServiceAccount"),
+            *(
+                "--authorization-mode=RBAC",
+                "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
+            ),
             *("--service-account-issuer=https://kubernetes.default.svc",),
             *(f"--service-account-key-file={keys}", f"--service-account-signing-key-file={keys}"),
             f"--service-cluster-ip-range={SERVICE_RANGE}",
