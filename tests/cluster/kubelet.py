@@ -1,21 +1,19 @@
 """A stand-in for the kubelets of all nodes: it runs the pods that the real scheduler gave them.
 
-Of a pod it takes what matters here: the environment of the container `egress-hold` (ConfigMap and
-downward API), its token, its SIGTERM and its end. `proxy.py` represents `run`, until that knows
-what to do without its source. Readiness is asked for over HTTP, as the manifest's probe does.
+Of a pod it takes what matters here: the containers' environment (ConfigMap and downward API), the
+token, the port from which no capability is needed, SIGTERM to all containers at once. Readiness is
+asked for over HTTP, as the manifest's probes do.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tests.cluster.lan import INTERFACE, OUTSIDE, RESERVED, Lan
+from tests.cluster.lan import INTERFACE, Lan
 from tests.support.administrator import RefusedError
 from tests.support.lab import EGRESS_PROXY
 from tests.support.namespaces import Container
@@ -28,10 +26,10 @@ if TYPE_CHECKING:
     from tests.cluster.control_plane import ControlPlane
     from tests.support.processes import Process
 
-PORT = 80
 # How often the API server is asked for pods, as a watch would tell.
 INTERVAL_S = 0.05
-HOLD_PORT = 9154
+# Of run and hold.
+_ADMIN_PORTS = (9153, 9154)
 # The capabilities of init and hold.
 _LEAST: Any = {"capabilities": ("NET_ADMIN", "NET_RAW")}
 Json = dict[str, Any]
@@ -55,7 +53,7 @@ class Sandbox:
         self.hold.terminate()
         self.proxy.terminate()
         assert self.hold.wait(timeout_s=30) == 0, self.hold.transcript()
-        self.proxy.wait(timeout_s=30)
+        assert self.proxy.wait(timeout_s=30) == 0, self.proxy.transcript()
 
 
 class Kubelets:
@@ -127,6 +125,7 @@ class Kubelets:
         with ExitStack() as stack:
             network = self._lan.pod(number, address, node)
             stack.callback(network.close)
+            network.sysctl("ipv4/ip_unprivileged_port_start", 0)
             variables = self._environment(item, address)
             mount = str(self._plane.mount(self._namespace))
             done = network.run(EGRESS_PROXY, "init", env=variables, container=Container(**_LEAST))
@@ -138,18 +137,17 @@ class Kubelets:
                     container=Container(**_LEAST, service_account=mount),
                 )
             )
-            program = Path(__file__).with_name("proxy.py")
             proxy = stack.enter_context(
                 network.start(
-                    *(sys.executable, str(program), address.v4, str(PORT), RESERVED.v4),
-                    *(OUTSIDE.v4, str(PORT)),
-                    env={},
+                    *(EGRESS_PROXY, "run"),
+                    env=variables,
+                    container=Container(uid=65532, read_only=True),
                 )
             )
             return Sandbox(name, address, network, hold, proxy, stack.pop_all())
 
     def _environment(self, item: Json, address: Host) -> dict[str, str]:
-        """That of `egress-hold`, as the kubelet makes it from the pod's spec."""
+        """That of `egress-hold`, as the kubelet makes it from the pod's spec; `run` has no more."""
         (hold,) = (each for each in item["spec"]["containers"] if each["name"] == "egress-hold")
         (source,) = hold["envFrom"]
         name = source["configMapRef"]["name"]
@@ -161,17 +159,7 @@ class Kubelets:
         return made | self._plane.environment
 
     def _is_ready(self, pod: Sandbox) -> bool:
-        def ask() -> bool:
-            connection = HTTPConnection(pod.address.v4, HOLD_PORT, timeout=1)
-            try:
-                connection.request("GET", "/readyz")
-                return connection.getresponse().status == 200
-            except (OSError, HTTPException):
-                return False
-            finally:
-                connection.close()
-
-        return pod.network.call(ask)
+        return pod.network.call(lambda: all(_readyz(pod.address.v4, port) for port in _ADMIN_PORTS))
 
     def _end(self, pod: Sandbox) -> None:
         """Stop it in the background: the pods of other nodes need their kubelets meanwhile."""
@@ -203,8 +191,21 @@ class Kubelets:
         return True
 
 
+def _readyz(address: str, port: int) -> bool:
+    connection = HTTPConnection(address, port, timeout=1)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
 def _transcript(pod: Sandbox) -> str:
-    return f"{pod.name} {pod.address.v4}\n{pod.hold.transcript()}"
+    return "\n".join(
+        [f"{pod.name} {pod.address.v4}", pod.hold.transcript(), pod.proxy.transcript()]
+    )
 
 
 def _field(item: Json, path: str, address: Host) -> str:
