@@ -18,7 +18,7 @@ class Preview:
     """What is observed, what would be changed, and what is to be said about it.
 
     `steps` are commands of ip(8) and sysctl(8); there are none when everything is in place, or when
-    the egress interface is missing. `problems` stand in the way; `warnings` do not.
+    the egress interface is missing. `problems` would make init fail; `warnings` would not.
     """
 
     settings: InitSettings

@@ -55,7 +55,7 @@ class Takeover:
         """
         plan = make_plan(state, self._settings)
         self._apply(plan.rules)
-        self._forget_untranslated(state)
+        self._delete_untranslated_flows(state)
         self._apply(plan.link)
         mac = self._wait_for_carrier()
         if self._settings.shared:
@@ -101,7 +101,7 @@ class Takeover:
         for command in str(change).splitlines():
             self._log.observe(InitStep(command=command, undo=undo))
 
-    def _forget_untranslated(self, state: State) -> None:
+    def _delete_untranslated_flows(self, state: State) -> None:
         """Delete flows to the pod that began before the rules that would translate them.
 
         The kernel consults the rules once per flow, so a UDP flow that continues would never reach

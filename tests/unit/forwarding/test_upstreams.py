@@ -21,14 +21,15 @@ class Log:
 
 def test_a_destination_has_failed_when_all_its_addresses_have() -> None:
     upstreams = Upstreams("a.example:80", 80, Log())
-    assert not upstreams.all_failed
+    seen = [upstreams.all_failed]
     upstreams.replace([ip_address("192.0.2.1"), ip_address("192.0.2.2")])
     first, second = upstreams.endpoints
-    assert not upstreams.all_failed
+    seen.append(upstreams.all_failed)
     first.mark_failed(1.0, "Connection refused")
-    assert not upstreams.all_failed
+    seen.append(upstreams.all_failed)
     second.mark_failed(1.0, "Connection refused")
-    assert upstreams.all_failed
+    seen.append(upstreams.all_failed)
     # One that answers is enough.
     second.mark_healthy()
-    assert not upstreams.all_failed
+    seen.append(upstreams.all_failed)
+    assert seen == [False, False, False, True, False]
