@@ -42,7 +42,7 @@ def stop(turn: Turn) -> None:
     turn.do(ListPods())
 
 
-def leave_at_once(turn: Turn, reason: str = "told to stop") -> None:
+def leave_at_once(turn: Turn, reason: str = "a stop was requested") -> None:
     """Drop the address now, and release the Lease if possible."""
     state = turn.state
     drop(turn, reason)

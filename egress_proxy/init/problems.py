@@ -56,7 +56,7 @@ def capability_problems(state: State) -> Iterator[Problem]:
         yield Problem(
             reason=f"init has no capability {name}",
             cure=f"add {name} to securityContext.capabilities, and runAsUser: 0, "
-            "for Kubernetes gives capabilities to root only",
+            "because Kubernetes gives capabilities to root only",
         )
 
 
@@ -68,7 +68,7 @@ def _interface_problem(state: State, interface: str) -> Problem:
     elif link.loopback:
         reason = "this is the loopback interface"
     else:
-        reason = "this is no Ethernet interface"
+        reason = "this is not an Ethernet interface"
     return Problem(
         variable=variables.INTERFACE.name, value=interface, reason=reason, cure=_ATTACHMENT
     )
@@ -125,7 +125,7 @@ def _shared_problems(state: State, source: Source) -> Iterator[Problem]:
         yield Problem(
             variable=names.SOURCE.name,
             value=str(source),
-            reason=f"{assigned.interface} has this address already, for ever",
+            reason=f"{assigned.interface} has this address already, permanently",
             cure="remove ipam from the network attachment: with high availability, hold takes the "
             "address, and only one pod at a time has it",
         )
@@ -259,7 +259,7 @@ def failed(error: OSError, settings: InitSettings) -> Problem:
     return Problem(
         variable=variables.INTERFACE.name,
         value=settings.interface,
-        reason=f"the network failed on the way: {reason_of(error)}",
+        reason=f"the network failed while init ran: {reason_of(error)}",
         cure="look for something else that changes the pod's network",
     )
 
@@ -275,7 +275,7 @@ def not_in_effect(change: Change) -> Problem:
     """The kernel accepted `change`, but it is not there afterwards."""
     return Problem(
         value=str(change),
-        reason="was done and is not in effect",
+        reason="was made, but is not in effect",
         cure="look for something else that changes the pod's network",
     )
 

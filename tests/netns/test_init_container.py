@@ -70,7 +70,7 @@ def test_a_missing_capability_is_named(lab: Lab, missing: str) -> None:
     assert result.status == 1
     assert result.failure == (
         f"init has no capability {missing}; add {missing} to securityContext.capabilities, and "
-        "runAsUser: 0, for Kubernetes gives capabilities to root only\n"
+        "runAsUser: 0, because Kubernetes gives capabilities to root only\n"
     )
     assert snapshot(lab.pod) == before
 

@@ -94,7 +94,7 @@ def test_an_interface_that_goes_away_on_the_way(lab: Lab, arp: socket.socket) ->
         lab.pod.netlink(lambda ip: ip.link("del", index=index))
         assert process.wait() == 1
         first, *left = process.records[-1]["problems"]
-    assert first.startswith("EGRESS_INTERFACE: 'macvlan0': the network failed on the way: ")
+    assert first.startswith("EGRESS_INTERFACE: 'macvlan0': the network failed while init ran: ")
     assert all("could not be undone" in line for line in left)
     assert default_routes(lab.pod, 4) == [f"default via {NODE_TO_PODS.v4} dev eth0"]
 

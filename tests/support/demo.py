@@ -141,7 +141,7 @@ def conclude(seen: list[str], status: int, duration_s: float) -> int:
     heading("The end")
     say(
         f"The outside saw the reserved address {RESERVED.v4} on {good} of {len(seen)} connections. "
-        f"The proxy was told to stop and ended with status {status}. All of this took "
+        f"The proxy got SIGTERM and ended with status {status}. All of this took "
         f"{duration_s:.1f} s."
     )
     return 0 if good == len(ENDPOINTS) and status == 0 else 1

@@ -52,7 +52,7 @@ def test_everything_is_told_in_one_go() -> None:
     assert told(observed) == [
         (
             "init has no capability NET_ADMIN; add NET_ADMIN to securityContext.capabilities, and "
-            "runAsUser: 0, for Kubernetes gives capabilities to root only"
+            "runAsUser: 0, because Kubernetes gives capabilities to root only"
         ),
         (
             "EGRESS_SOURCE: '203.0.113.99/25': the pod has this address on eth0; "
@@ -68,7 +68,7 @@ def test_everything_is_told_in_one_go() -> None:
         ("macvlan0", (ETH0,), "no such interface (there are eth0)"),
         ("macvlan0", (replace(ETH0, loopback=True),), "no such interface (there are none)"),
         ("lo", (ETH0, MACVLAN0), "this is the loopback interface"),
-        ("macvlan0", (ETH0, replace(MACVLAN0, mac="")), "this is no Ethernet interface"),
+        ("macvlan0", (ETH0, replace(MACVLAN0, mac="")), "this is not an Ethernet interface"),
         ("eth0", (ETH0, MACVLAN0), "this is the pod's only network"),
     ],
 )
@@ -212,8 +212,8 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
         (
             problems.failed(OSError("no interface with this name"), V4),
             (
-                "EGRESS_INTERFACE: 'macvlan0': the network failed on the way: no interface with "
-                "this name; look for something else that changes the pod's network"
+                "EGRESS_INTERFACE: 'macvlan0': the network failed while init ran: no interface "
+                "with this name; look for something else that changes the pod's network"
             ),
         ),
         (
@@ -233,7 +233,7 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
         (
             problems.not_in_effect(SetLink("macvlan0", up=True)),
             (
-                "'ip link set macvlan0 up': was done and is not in effect; "
+                "'ip link set macvlan0 up': was made, but is not in effect; "
                 "look for something else that changes the pod's network"
             ),
         ),
@@ -248,7 +248,7 @@ def test_a_shared_address_that_the_attachment_has_put_is_in_the_way() -> None:
     there = "address 192.0.2.10/24 dev eth0\naddress 203.0.113.99/25 dev macvlan0"
     [problem] = unmet_preconditions(state(there), shared)
     assert str(problem) == (
-        "EGRESS_SOURCE: '203.0.113.99/25': macvlan0 has this address already, for ever; "
+        "EGRESS_SOURCE: '203.0.113.99/25': macvlan0 has this address already, permanently; "
         "remove ipam from the network attachment: with high availability, hold takes the address, "
         "and only one pod at a time has it"
     )

@@ -124,4 +124,4 @@ def test_what_is_not_in_effect_at_the_end_is_told() -> None:
     attempt = takeover(Kernel())
     with pytest.raises(PlatformError) as caught:
         attempt._read_back(replace(state(""), sysctls_writable=False))
-    assert "was done and is not in effect" in str(caught.value)
+    assert "was made, but is not in effect" in str(caught.value)
