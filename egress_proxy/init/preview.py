@@ -28,7 +28,7 @@ class Preview:
     warnings: tuple[Problem, ...]
 
     def __str__(self) -> str:
-        """Several lines, without a line end at the last."""
+        """Several lines; `problems` and `warnings` are not among them."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -45,8 +45,6 @@ class Preview:
         yield from _section("rules to the reply table", state.rules)
         yield from _section("name servers", state.name_servers)
         yield from _section("steps", self.steps)
-        yield from _section("warnings", self.warnings)
-        yield from _section("in the way", self.problems)
 
 
 def _section(title: str, entries: Iterable[object]) -> Iterator[str]:
