@@ -2,7 +2,7 @@
 # Writes a kustomize component with the ports of Service and NetworkPolicy, one per destination:
 #     deploy/ports.sh destinations > ports/kustomization.yaml
 # kustomize can't make a list from a text. Run this again after each change of the destinations.
-# It does not judge them: `egress-proxy check` does.
+# It does not validate them; `egress-proxy check` does.
 set -eu
 ports=$(tr -d '\r' < "$1" | sed 's/#.*//' | awk 'NF { print $1 }')
 

@@ -65,7 +65,7 @@ def test_nothing_is_inside_to_build_install_or_rise_with(image: str) -> None:
     assert not [path for path in files if "ensurepip" in path or "/site-packages/pip/" in path]
 
 
-def test_only_the_router_can_speak_netlink() -> None:
+def test_only_the_router_image_has_pyroute2() -> None:
     assert inventory(ROUTER)[1] - inventory(PROXY)[1] == {"pyroute2"}
 
 
@@ -80,7 +80,7 @@ def test_every_module_is_compiled_beforehand(image: str) -> None:
 
 
 @pytest.mark.parametrize(("image", "command"), [(ROUTER, "init"), (PROXY, "run")])
-def test_the_configuration_says_what_a_cluster_wants_to_know(image: str, command: str) -> None:
+def test_the_image_configuration_has_what_kubernetes_reads(image: str, command: str) -> None:
     config = inspect(image)["Config"]
     name = image.rpartition("/")[2]
     assert config["Entrypoint"] == ["/opt/egress-proxy/bin/egress-proxy", command]

@@ -259,7 +259,7 @@ def test_the_two_constraints_have_their_own_names_and_only_one_is_privileged() -
 
 
 @pytest.mark.parametrize("overlay", [name for name in OVERLAYS if "sdn" not in name])
-def test_the_pod_is_attached_and_its_address_stands_in_one_place(overlay: str) -> None:
+def test_the_pod_is_attached_and_its_address_is_in_one_place_only(overlay: str) -> None:
     resources = render(overlay)
     attachment = one(resources, "NetworkAttachmentDefinition")
     annotations = pod_of(resources)["metadata"]["annotations"]
@@ -290,7 +290,7 @@ def build(directory: Path, **kustomization: object) -> list[Resource]:
 
 
 @pytest.mark.parametrize("overlay", ["overlays/multus", "overlays/openshift-ovn"])
-def test_an_address_that_the_cni_gives_still_stands_in_one_place(
+def test_an_address_that_the_cni_gives_is_still_in_one_place_only(
     overlay: str, tmp_path: Path
 ) -> None:
     resources = build(

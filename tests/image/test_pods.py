@@ -164,7 +164,7 @@ def test_a_killed_proxy_comes_back(lab: Lab, pod: Pod, outside: socket.socket) -
                 carry(client, upstream)
 
 
-def test_wrong_destinations_end_the_proxy_and_say_so_to_the_kubelet(pod: Pod) -> None:
+def test_wrong_destinations_end_the_proxy_and_are_in_the_termination_message(pod: Pod) -> None:
     with pod.proxy(EGRESS_DNS_PROXY_DESTINATION="80 web\n443 999.1.1.1") as proxy:
         assert proxy.wait() == 2
     lines = pod.termination_message.splitlines()
@@ -174,7 +174,7 @@ def test_wrong_destinations_end_the_proxy_and_say_so_to_the_kubelet(pod: Pod) ->
     ]
 
 
-def test_a_wrong_source_ends_init_and_says_so_to_the_kubelet(pod: Pod) -> None:
+def test_a_wrong_source_ends_init_and_is_in_the_termination_message(pod: Pod) -> None:
     with pod.init(EGRESS_SOURCE="203.0.113") as init:
         assert init.wait() == 2
     assert pod.termination_message.startswith("EGRESS_SOURCE: '203.0.113': ")

@@ -122,7 +122,7 @@ async def test_the_pages() -> None:
         assert b"https://" not in body
 
 
-async def test_an_answer_says_how_long_it_is_and_that_it_is_the_last() -> None:
+async def test_an_answer_has_its_length_and_closes_the_connection() -> None:
     async with serving() as admin:
         _, headers, body = await admin.get("/livez")
         assert headers == {
@@ -175,7 +175,7 @@ async def test_what_is_no_request_is_refused_without_an_echo(octets: bytes) -> N
         assert (await admin.get("/livez"))[2] == b"ok\n"
 
 
-async def test_a_body_that_nobody_wants_does_not_cost_the_answer() -> None:
+async def test_a_request_body_that_is_not_read_does_not_destroy_the_answer() -> None:
     async with serving() as admin:
         length = 1_000_000
         head = f"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
@@ -282,7 +282,7 @@ async def test_the_event_loop_turns_while_the_metrics_of_many_destinations_are_m
         await pages.stop()
 
 
-async def test_answers_that_nobody_reads_hold_a_bounded_number_of_bytes() -> None:
+async def test_answers_that_are_not_read_hold_a_bounded_number_of_bytes() -> None:
     async with serving(fresh_s=0) as admin:
         admin.source.status = status(*(destination(port=port) for port in range(1, 1001)))
         clients = []
@@ -326,7 +326,7 @@ async def test_stopping_leaves_no_client() -> None:
     writer.close()
 
 
-async def test_a_port_that_can_not_be_had_is_told_and_nothing_is_kept() -> None:
+async def test_a_port_that_can_not_be_bound_is_reported_and_no_port_is_kept() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         inside = [ListenPoint(ip_address(address), "") for address in ("127.0.0.2", "127.0.0.1")]

@@ -36,7 +36,7 @@ async def relayed(rig: Rig, actor: str) -> tuple[Peer, Peer, Flow]:
     return upstream, client, relay.down
 
 
-async def test_a_reset_that_only_splice_is_told_of(actor: str) -> None:
+async def test_a_reset_that_only_splice_reports(actor: str) -> None:
     """The error is gone after it (sock_error in net/core), and recv says that there is no more."""
     async with Rig() as rig:
         one, other, flow = await relayed(rig, actor)
@@ -73,7 +73,7 @@ async def test_a_reader_that_finishes_while_a_reset_waits_for_its_acknowledgemen
     assert record.reason is RESETS[actor]
 
 
-async def test_a_reset_that_a_send_and_an_event_tell_of_is_one(actor: str) -> None:
+async def test_a_reset_that_a_send_and_an_event_report_counts_once(actor: str) -> None:
     """One side has broken, not two: the other's acknowledgements are waited for."""
     async with Rig() as rig:
         one, other, flow = await relayed(rig, actor)

@@ -77,7 +77,7 @@ def peak_kib(process: Process) -> int:
     return int(line.split()[1])
 
 
-def test_half_a_million_wrong_lines_stall_nothing_and_are_told(
+def test_half_a_million_wrong_lines_stall_nothing_and_are_reported(
     listener: socket.socket, tmp_path: Path
 ) -> None:
     port = free_port()

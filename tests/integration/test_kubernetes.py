@@ -167,7 +167,7 @@ async def test_silence_ends_at_the_time_limit(api: ApiProcess, cluster: StandIn)
         assert made.holder == MINE.holder
 
 
-async def test_a_busy_server_says_how_long_to_wait(api: ApiProcess, cluster: StandIn) -> None:
+async def test_a_busy_server_gives_the_time_to_wait(api: ApiProcess, cluster: StandIn) -> None:
     async with client_of(cluster) as client:
         api.order(busy=1)
         with pytest.raises(ApiTooManyRequests) as told:
@@ -257,7 +257,7 @@ async def test_a_watch_comes_back_when_the_connection_broke(
     assert [type(failure) for failure in failures] == [ApiUnavailable]
 
 
-async def test_a_watch_that_is_refused_waits_as_it_is_told(
+async def test_a_watch_that_is_refused_waits_as_long_as_the_server_asks(
     api: ApiProcess, cluster: StandIn
 ) -> None:
     failures: list[ApiError] = []
@@ -273,7 +273,7 @@ async def test_a_watch_that_is_refused_waits_as_it_is_told(
     assert loop.time() - began >= 1.0
 
 
-async def test_a_watch_without_permission_says_so(api: ApiProcess, cluster: StandIn) -> None:
+async def test_a_watch_without_permission_reports_it(api: ApiProcess, cluster: StandIn) -> None:
     refused: asyncio.Future[ApiError] = asyncio.get_running_loop().create_future()
 
     def failed(error: ApiError) -> None:

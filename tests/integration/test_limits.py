@@ -287,7 +287,7 @@ async def test_pipes_are_limited_and_given_back() -> None:
     pool.close()
 
 
-async def test_port_scans_leave_nothing_and_harm_nobody() -> None:
+async def test_port_scans_leave_nothing_and_do_not_affect_clients() -> None:
     async with Rig() as rig:
         established = await rig.pair()
         for _ in range(20):
@@ -301,7 +301,7 @@ async def test_port_scans_leave_nothing_and_harm_nobody() -> None:
     assert reasons <= {Reason.CLIENT_GONE, Reason.CLIENT_RESET}
 
 
-async def test_both_sides_are_kept_alive_once_they_last() -> None:
+async def test_both_sides_get_keepalive_at_the_first_timer_tick() -> None:
     async with Rig() as rig:
         client, upstream = await rig.pair()
         await echo(client, upstream)

@@ -70,7 +70,7 @@ def test_lines_arrive_in_order(reader: Reader) -> None:
         assert reader.read_until(b"499\n") == lines
 
 
-def test_a_reader_that_stops_costs_records_and_is_told_how_many(reader: Reader) -> None:
+def test_a_reader_that_stops_loses_records_and_gets_their_number(reader: Reader) -> None:
     with outlet_to(reader) as writer:
         writer.write(LINE * 60)
         reader.wait_until_full()
@@ -104,7 +104,7 @@ def test_a_slow_reader_sees_few_gaps_each_at_its_place(reader: Reader) -> None:
         assert numbers == list(range(1000 - writer.dropped))
 
 
-def test_a_reader_that_is_gone_harms_nobody(reader: Reader) -> None:
+def test_a_reader_that_is_gone_does_not_affect_connections(reader: Reader) -> None:
     os.close(reader.fd)
     reader.fd = os.open("/dev/null", os.O_RDONLY)
     writer = LogWriter(reader.write_fd, lambda _: "dropped\n")
@@ -165,7 +165,7 @@ def test_at_the_end_what_is_left_is_written(reader: Reader) -> None:
     assert os.read(reader.fd, 100) == b"last\n"
 
 
-def test_the_daemons_log_tells_of_a_gap_in_its_own_format(reader: Reader) -> None:
+def test_the_daemons_log_reports_a_gap_in_its_own_format(reader: Reader) -> None:
     log = RunLog("json", debug=False, fd=reader.write_fd)
     log.observe(ListenersResumed(connections=1))
     [line] = reader.read_until(b"\n")

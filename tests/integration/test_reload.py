@@ -109,7 +109,7 @@ async def test_a_link_that_leads_elsewhere(tmp_path: Path) -> None:
         assert await watched.ports() == (3,)
 
 
-async def test_a_wrong_file_is_told_of_once_and_mended(tmp_path: Path) -> None:
+async def test_a_wrong_file_is_reported_once_and_corrected(tmp_path: Path) -> None:
     async with watching(tmp_path) as watched:
         watched.path.write_text("wrong")
         assert await watched.problems() == ("wrong", "and wrong")

@@ -73,7 +73,7 @@ async def test_both_families_with_the_shortest_ttl(server: DnsServer) -> None:
     assert answer.ttl_s == 77
 
 
-async def test_without_an_ipv6_source_nobody_asks_for_ipv6(server: DnsServer) -> None:
+async def test_without_an_ipv6_source_there_is_no_ipv6_query(server: DnsServer) -> None:
     server.zone[NAME] = Name(a=("192.0.2.1",), aaaa=("2001:db8::1",))
     async with resolving(server, families={socket.AF_INET}) as resolver:
         assert addresses(await resolver.lookup(NAME)) == {"192.0.2.1"}
@@ -173,7 +173,7 @@ async def test_a_family_that_fails_leaves_the_other(
 
 
 @FAMILIES
-async def test_a_failing_family_is_told_from_an_empty_one(
+async def test_a_failing_family_is_distinguished_from_an_empty_one(
     server: DnsServer, failing: str, left: str
 ) -> None:
     v4, v6 = ("192.0.2.1",), ("2001:db8::1",)
@@ -359,7 +359,7 @@ async def test_resolv_conf_changes(
     assert len(server.asked(NAME)) == 3
 
 
-async def test_a_question_under_way_is_asked_again(server: DnsServer, resolv_conf: Path) -> None:
+async def test_a_pending_query_is_sent_again(server: DnsServer, resolv_conf: Path) -> None:
     server.zone[NAME] = Name(a=("192.0.2.1",))
     server.hold(NAME)
     async with watching(server, resolv_conf) as (resolver, changed):

@@ -79,7 +79,7 @@ def test_a_client_that_is_not_allowed(listener: socket.socket) -> None:
         assert (record["reason"], record["attempts"]) == ("denied_client", 0)
 
 
-def test_a_port_that_is_taken_is_told_with_its_line(listener: socket.socket) -> None:
+def test_a_port_in_use_is_reported_with_its_line(listener: socket.socket) -> None:
     taken = listener.getsockname()[1]
     with running(f"# one\n{taken} 127.0.0.1 9") as process:
         assert process.wait() == 1
@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_is_told_with_its_line(listener: socket.socket) -> 
         assert len(process.records) == 1
 
 
-def test_too_few_descriptors_are_told_before_anything_listens() -> None:
+def test_too_few_descriptors_are_reported_before_anything_listens() -> None:
     with running(f"{free_port()} 127.0.0.1 9", MAX_CONNECTIONS="900000000") as process:
         assert process.wait() == 1
         assert one_line(process).startswith(f"{P}MAX_CONNECTIONS: '900000000': the limit of open ")
@@ -98,7 +98,7 @@ def test_too_few_descriptors_are_told_before_anything_listens() -> None:
 
 # With fewer than 5, Python itself does not start.
 @pytest.mark.parametrize("descriptors", [8, 12, 51])
-def test_too_few_descriptors_for_anything_are_told_in_a_line(descriptors: int) -> None:
+def test_too_few_descriptors_for_anything_are_reported_in_one_line(descriptors: int) -> None:
     with running(f"{free_port()} 127.0.0.1 9", descriptors=descriptors) as process:
         assert process.wait() == 1
         assert one_line(process) == (

@@ -69,7 +69,7 @@ def wait_for(event: str, stdout: IO[str]) -> list[dict[str, Any]]:
     return records
 
 
-def test_a_log_that_nobody_reads_stalls_no_connection(upstream: socket.socket) -> None:
+def test_a_log_that_is_not_read_stalls_no_connection(upstream: socket.socket) -> None:
     process, relayed, refused = start(upstream)
     assert process.stdout is not None
     with process, killed(process):

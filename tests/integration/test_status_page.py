@@ -169,7 +169,7 @@ def rows_of(page: str) -> list[str]:
     return [text_of(f"<body>{row}") for row in table.partition("</tbody>")[0].split("</tr>")[:-1]]
 
 
-async def test_the_page_says_what_the_pod_does_and_what_fails(tmp_path: Path) -> None:
+async def test_the_page_shows_what_the_pod_does_and_what_fails(tmp_path: Path) -> None:
     page = await browse(tmp_path, "--dump-dom")
     told = text_of(page)
     for words in (

@@ -69,7 +69,7 @@ def stolen_before_the_first_answer(
         yield sock
 
 
-def test_it_says_so_tries_again_and_no_other_port_notices(listener: socket.socket) -> None:
+def test_it_reports_this_tries_again_and_affects_no_other_port(listener: socket.socket) -> None:
     remote = listener.getsockname()[1]
     stolen, healthy, admin = free_port(), free_port(), free_port()
     text = f"{stolen} {NAME} {remote}\n{healthy} 127.0.0.1 {remote}"

@@ -121,7 +121,7 @@ def test_what_a_command_says(
     assert termination_log.read_text() == "\n".join(kept)
 
 
-def test_check_tells_what_init_and_run_would_fail_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_why_init_and_run_would_fail(capsys: pytest.CaptureFixture[str]) -> None:
     environ = {**INIT, **RUN, "EGRESS_INTERFACE": NO_INTERFACE}
     assert main(["check"], environ=environ) == 1
     told = capsys.readouterr()
@@ -168,7 +168,7 @@ def test_an_earlier_message_is_replaced(termination_log: Path) -> None:
         "\n".join(f"{port} \N{SNOWMAN}{'ü' * 60}.example" for port in range(1, 1000)),
     ],
 )
-def test_the_termination_log_holds_whole_lines_and_says_how_many_are_left_out(
+def test_the_termination_message_has_whole_lines_and_the_number_of_the_others(
     destinations: str, termination_log: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environ = {f"{P}DESTINATION": destinations}
@@ -215,7 +215,7 @@ def test_help_explains_every_variable(
         assert variable.meaning in words
 
 
-def test_help_says_what_a_variable_holds_now(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_present_value_of_a_variable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--help"], environ={**RUN, f"{P}SOURCE": "any"})
     told = capsys.readouterr().out
@@ -289,7 +289,7 @@ def test_an_unwritable_stderr_changes_nothing(closed: bool) -> None:
     assert (ended.returncode, ended.stdout) == (2, b"")
 
 
-def test_output_that_nobody_reads_is_no_traceback() -> None:
+def test_output_without_a_reader_causes_no_traceback() -> None:
     ended = subprocess.run(
         ["/bin/sh", "-c", f'"{sys.executable}" -m egress_proxy run --help | true'],
         env=os.environ,
@@ -358,7 +358,7 @@ def test_the_module_is_the_command_and_reads_its_own_environment() -> None:
     )
 
 
-def test_check_without_pyroute2_says_what_it_left_out() -> None:
+def test_check_without_pyroute2_reports_what_it_left_out() -> None:
     program = (
         "import sys\n"
         "sys.modules['pyroute2'] = None\n"

@@ -62,7 +62,7 @@ def test_a_quoted_value_is_printable_whatever_it_holds(value: str) -> None:
     ("error", "exit_status"),
     [(EgressProxyError, 1), (PlatformError, 1), (ConfigurationError, 2)],
 )
-def test_an_error_tells_each_problem_on_a_line_of_its_own(
+def test_an_error_shows_each_problem_on_its_own_line(
     error: type[EgressProxyError], exit_status: int
 ) -> None:
     problems = (Problem(reason="first"), Problem(reason="second"))

@@ -103,7 +103,7 @@ def test_own_listeners_by_any_address_of_the_pod(address: str) -> None:
 
 
 @given(number=st.integers(0, 2**32 - 1))
-def test_an_ipv4_address_is_judged_alike_behind_a_translator(number: int) -> None:
+def test_an_ipv4_address_gets_the_same_decision_behind_a_translator(number: int) -> None:
     address = IPv4Address(number)
     translated = IPv6Address(int(IPv6Address("64:ff9b::")) | number)
     assert AddressPolicy().why_denied(translated) == AddressPolicy().why_denied(address)

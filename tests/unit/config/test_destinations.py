@@ -396,7 +396,7 @@ def test_a_port_used_twice_names_both_lines() -> None:
     )
 
 
-def test_every_wrong_line_is_told_and_no_right_one() -> None:
+def test_every_wrong_line_is_reported_and_no_right_one() -> None:
     assert refusal(
         "80 a.example\n\n0 b.example\n# c\n81 d.example\n82 localhost\n83"
     ).splitlines() == [

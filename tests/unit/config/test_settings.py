@@ -126,7 +126,7 @@ def test_destinations_are_missing() -> None:
     )
 
 
-def test_all_problems_are_told_in_one_go() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_settings(
             {
@@ -265,6 +265,6 @@ def test_a_destination_is_not_on_the_admin_port() -> None:
         ({"POD_NAMESPACE": "egress"}, socket.gethostname(), ""),
     ],
 )
-def test_what_the_downward_api_tells(environ: dict[str, str], pod: str, node: str) -> None:
+def test_values_of_the_downward_api(environ: dict[str, str], pod: str, node: str) -> None:
     settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "80 192.0.2.1", **environ})
     assert (settings.pod, settings.node) == (pod, node)

@@ -213,7 +213,7 @@ def _refuse_twice(_text: str) -> Any:  # noqa: ANN401 - never returns
     raise ConfigurationError(Problem(reason="first"), Problem(reason="second"))
 
 
-def test_the_reader_goes_on_after_a_problem_and_tells_them_all() -> None:
+def test_the_reader_continues_after_a_problem_and_reports_all() -> None:
     reader = Reader({"WAIT": "soon", "PEERS": "192.0.2.1,nobody"})
     reader.raise_problems()
     for variable in (WAIT, PEERS, Variable("BOTH", "", _refuse_twice, "")):
@@ -257,7 +257,7 @@ KNOWN = (
         ("EGRESS_LISTEN", "did you mean EGRESS_DNS_PROXY_LISTEN?"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_nearest_known_one(name: str, hint: str) -> None:
+def test_an_unknown_name_is_reported_with_the_nearest_known_one(name: str, hint: str) -> None:
     [warning] = variables.unknown_names({name: "1"}, KNOWN)
     assert str(warning) == f"{name}: unknown variable, ignored; {hint}"
 

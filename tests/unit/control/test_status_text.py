@@ -45,7 +45,7 @@ def test_every_state_has_its_line_and_trouble_comes_first() -> None:
     assert any(line.startswith("  warning: ") for line in told)
 
 
-def test_what_makes_the_pod_unready_is_told() -> None:
+def test_what_makes_the_pod_unready_is_reported() -> None:
     told = text(draining=True)
     assert (
         told[0]
@@ -54,7 +54,7 @@ def test_what_makes_the_pod_unready_is_told() -> None:
     assert told[1] == "  problem: the pod is draining"
 
 
-def test_a_source_that_is_gone_and_a_failure_are_told_with_their_time() -> None:
+def test_a_missing_source_and_a_failure_are_reported_with_their_time() -> None:
     taken = status(
         msgspec.structs.replace(
             destination(), last_failure=Failure(what="connect_refused", at=60.0), upstreams=()

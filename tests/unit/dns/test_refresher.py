@@ -157,7 +157,7 @@ def test_an_unchanged_answer_is_recorded_and_disturbs_no_port() -> None:
     assert len(life.records[2:]) == len(life.intervals)
 
 
-def test_a_changed_answer_is_told_to_every_port() -> None:
+def test_a_changed_answer_reaches_every_port() -> None:
     life = live([ONE, TWO, answer("2001:db8::3")], 200)
     told = [("192.0.2.1",), ("192.0.2.1", "192.0.2.2"), ("2001:db8::3",)]
     assert [port.told for port in life.ports] == 2 * [told]
@@ -167,7 +167,7 @@ def test_a_changed_answer_is_told_to_every_port() -> None:
     ]
 
 
-def test_a_port_that_comes_later_is_told_at_once() -> None:
+def test_a_port_that_subscribes_later_gets_the_addresses_at_once() -> None:
     async def lookup(name: str) -> Answer:
         assert name == NAME
         return ONE
@@ -210,7 +210,7 @@ def test_a_late_name_serves_with_its_first_answer() -> None:
     assert [port.told for port in life.ports] == 2 * [[("192.0.2.1",)]]
 
 
-def test_an_outage_keeps_the_last_good_addresses_and_is_told() -> None:
+def test_an_outage_keeps_the_last_good_addresses_and_is_reported() -> None:
     life = live([TWO, OUTAGE, OUTAGE, OUTAGE, TWO, OUTAGE, ONE], 300)
     assert [port.told for port in life.ports] == 2 * [[("192.0.2.1", "192.0.2.2"), ("192.0.2.1",)]]
     assert life.told(DestinationStale) == [
@@ -292,7 +292,7 @@ def test_a_port_with_a_defect_does_not_stop_the_others() -> None:
     ]
 
 
-def test_whoever_waits_for_a_name_that_is_dropped_waits_no_longer() -> None:
+def test_waiting_for_a_name_ends_when_it_is_dropped() -> None:
     async def lookup(name: str) -> Answer:
         assert name == NAME
         await asyncio.Event().wait()
@@ -377,7 +377,7 @@ def test_a_trial_may_reach_loopback_and_nothing_else_denied() -> None:
         max_size=20,
     )
 )
-def test_whatever_dns_says_no_port_ever_loses_its_addresses(
+def test_no_answer_makes_a_port_lose_its_addresses(
     script: list[Answer | LookupFailedError],
 ) -> None:
     life = live(script, 600)
@@ -390,7 +390,7 @@ def test_whatever_dns_says_no_port_ever_loses_its_addresses(
     assert bool(life.ports[0].told) >= bool(good)
 
 
-def test_a_denied_address_is_told_once_and_again_when_it_comes_back() -> None:
+def test_a_denied_address_is_reported_once_and_again_when_it_comes_back() -> None:
     both, good = answer("192.0.2.1", "127.0.0.1"), answer("192.0.2.1")
     life = live([both, both, good, both], 280)
     assert len(life.asked_at) >= 4
@@ -401,7 +401,7 @@ def leading_back(*own: str) -> AddressPolicy:
     return AddressPolicy(own=frozenset(map(ip_address, own)), listening=frozenset({443}))
 
 
-def test_addresses_that_become_the_pods_own_are_let_go_at_once_and_come_back() -> None:
+def test_addresses_that_become_the_pods_own_are_dropped_at_once_and_come_back() -> None:
     life = Life()
 
     async def lookup(name: str) -> Answer:

@@ -34,7 +34,7 @@ from egress_proxy.dns.resolv_conf import ResolvConf, parse_resolv_conf
         ("options timeout:0 attempts:0 timeout: attempts:x", ResolvConf()),
     ],
 )
-def test_what_a_file_says(text: str, conf: ResolvConf) -> None:
+def test_values_in_a_file(text: str, conf: ResolvConf) -> None:
     assert parse_resolv_conf(text) == conf
 
 

@@ -268,7 +268,7 @@ def test_a_listener_that_epoll_has_no_room_for_at_its_opening_tries_again(hall: 
     assert hall.opened()
 
 
-def test_a_listener_that_epoll_has_no_room_for_after_its_own_pause_tries_again(hall: Hall) -> None:
+def test_a_listener_that_epoll_refuses_after_its_own_pause_tries_again(hall: Hall) -> None:
     hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
     hall.gates[0].lacking = errno.ENOSPC
     hall.loop.advance(0.26)

@@ -207,7 +207,7 @@ def test_out_of_descriptors_all_ports_pause_and_no_name_is_asked_for(clients: Cl
     assert (clients.plane.admission.paused, clients.asked) == (True, 0)
 
 
-def test_out_of_ports_for_one_remote_its_own_port_pauses_alone(clients: Clients) -> None:
+def test_out_of_ports_for_one_remote_only_its_own_port_pauses(clients: Clients) -> None:
     clients.plane.connector.failing = errno.EADDRNOTAVAIL
     clients.accept()
     assert clients.record().reason is Reason.ERROR

@@ -103,7 +103,7 @@ def test_clients_get_an_upstream_of_the_destination_in_turn(port: Port) -> None:
     assert sorted(port.tried()) == [("203.0.113.1", 8080)] * 2 + [("203.0.113.2", 8080)] * 2
 
 
-def test_the_name_hears_of_a_client_that_found_no_address(port: Port) -> None:
+def test_the_name_is_looked_up_again_when_a_client_found_no_address(port: Port) -> None:
     asked = []
     port.forwarder.on_all_failed = lambda: asked.append(True)
     port.forwarder.set_addresses([V4])

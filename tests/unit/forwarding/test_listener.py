@@ -58,7 +58,7 @@ def test_a_port_that_is_bound_refuses_its_clients(port: Port) -> None:
     assert port.plane.records == []
 
 
-def test_an_open_port_listens_everywhere_and_says_so_once(port: Port) -> None:
+def test_an_open_port_listens_everywhere_and_is_reported_once(port: Port) -> None:
     for _ in range(2):
         port.listener.open()
         assert (port.listener.state, port.listener.error) == ("listening", "")
@@ -98,7 +98,7 @@ def test_a_port_that_never_listened_closes_in_silence(port: Port) -> None:
     assert port.plane.records == []
 
 
-def test_one_socket_that_can_not_listen_takes_the_others_back(port: Port) -> None:
+def test_when_one_socket_can_not_listen_the_others_stop(port: Port) -> None:
     port.second.failing["listen"] = errno.EADDRINUSE
     port.listener.open()
     assert (port.listener.state, port.listener.error) == ("failed", "as if listen failed")

@@ -158,7 +158,7 @@ def test_the_turns_of_a_failed_address_go_to_all_others(upstreams: Upstreams) ->
     assert Counter(firsts(upstreams, 300)) == {str(A): 150, str(C): 150}
 
 
-def test_a_failure_and_its_end_are_told_once() -> None:
+def test_a_failure_and_its_end_are_reported_once() -> None:
     recorder = Recorder()
     upstreams = make_upstreams(recorder)
     upstreams.replace([A, B])

@@ -67,7 +67,9 @@ def test_a_session_ends_in_its_time_after_its_address_is_gone(
     assert proxy.loop.armed == 0
 
 
-def test_an_address_that_comes_back_was_never_away(sessions: tuple[Session, Session]) -> None:
+def test_sessions_of_an_address_that_comes_back_are_not_stale(
+    sessions: tuple[Session, Session],
+) -> None:
     session, _ = sessions
     proxy = Proxy(session)
     for addresses in ((A,), (B,)):
@@ -160,7 +162,7 @@ def test_sessions_of_a_removed_destination_end_in_their_time_and_no_others() -> 
     assert proxy.loop.armed == 0
 
 
-def test_a_removed_destination_keeps_its_sessions_when_nobody_set_a_grace_period() -> None:
+def test_a_removed_destination_keeps_its_sessions_without_a_grace_period() -> None:
     origin = object()
     session = Session(A, origin=origin)
     proxy = Proxy(session, removed_s=0, withdrawn_s=0)

@@ -71,7 +71,7 @@ def test_a_killed_hold_is_followed_once_the_kernel_has_dropped_the_address(seed:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_frozen_hold_that_wakes_says_nothing_and_stays_standby(seed: int) -> None:
+def test_a_frozen_hold_that_wakes_sends_nothing_and_stays_standby(seed: int) -> None:
     lan, active, standby = begin(seed)
     lan.freeze(active)
     owned_by(lan, standby, 2.75)
@@ -127,7 +127,7 @@ def test_an_active_cut_from_the_api_server_yields_to_the_claim(seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nobody_takes_over_from_a_dead_node_while_the_api_server_is_silent(seed: int) -> None:
+def test_no_pod_takes_over_from_a_dead_node_while_the_api_server_is_silent(seed: int) -> None:
     lan, active, standby = begin(seed)
     for node in lan.nodes.values():
         node.api = "silent"

@@ -86,7 +86,7 @@ def test_9_a_successor_is_added_before_the_own_pod_is_removed() -> None:
     assert pods.patched[-2:] == [("b", "active"), ("a", "standby")]
 
 
-def test_a_label_that_can_not_be_changed_is_tried_again_and_told_once() -> None:
+def test_a_label_that_can_not_be_changed_is_tried_again_and_reported_once() -> None:
     async def act(labels: Labels) -> None:
         labels.show_role(active=True)
         await asyncio.sleep(5)

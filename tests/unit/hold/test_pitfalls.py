@@ -97,7 +97,7 @@ def foreign(version: int, transitions: int = 5) -> Lease:
     )
 
 
-def test_1_a_renewal_goes_by_the_own_last_write_whatever_the_watch_shows() -> None:
+def test_1_a_renewal_depends_on_the_own_last_write_not_on_the_watch() -> None:
     driver = Driver()
     held = driver.become_active()
     driver.feed(m.LeaseSeen(replace(held, resource_version="99")))
@@ -116,7 +116,7 @@ def test_1_a_holder_that_wakes_does_not_take_the_lease_back() -> None:
     assert driver.take(m.Write) == []
 
 
-def test_2_a_takeover_goes_by_the_lease_that_was_judged() -> None:
+def test_2_a_takeover_depends_on_the_lease_that_was_observed() -> None:
     driver = Driver()
     driver.answer(foreign(7))
     write = None
@@ -186,7 +186,7 @@ def test_5_claims_are_answered_ten_times_a_second_at_most() -> None:
     assert 1 <= len(driver.take(m.Announce)) <= 3
 
 
-def test_5_a_holder_that_is_late_drops_and_says_nothing() -> None:
+def test_5_a_holder_that_is_late_drops_the_address_and_sends_nothing() -> None:
     driver = Driver()
     driver.become_active()
     driver.actions.clear()

@@ -74,7 +74,7 @@ def test_a_gateway_that_has_answered_is_not_asked_again() -> None:
     assert len(talking.sent) == 7
 
 
-def test_what_we_say_ourselves_is_no_conflict() -> None:
+def test_own_frames_are_no_conflict() -> None:
     """A bridge may send our own frames back."""
     with lan(announcements(OWN, ADDRESS)[0].payload) as (_, sockets):
         assert detect(sockets, [ADDRESS], HASTE) is None

@@ -40,7 +40,7 @@ def test_a_second_one_waits_until_the_first_has_ended(name: str) -> None:
     assert order == ["first", "second"]
 
 
-def test_who_waits_too_long_is_told(name: str) -> None:
+def test_waiting_too_long_is_reported(name: str) -> None:
     with exclusive(name), pytest.raises(PlatformError) as caught, exclusive(name, 0.05):
         pass
     assert str(caught.value) == (

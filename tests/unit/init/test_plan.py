@@ -297,7 +297,7 @@ def test_an_ipv6_gateway_outside_the_prefix_and_a_link_local_one() -> None:
     ]
 
 
-def test_ways_of_one_route_are_told_apart() -> None:
+def test_next_hops_of_one_route_are_distinguished() -> None:
     """IPv6 makes one route of two default routes with the same metric."""
     observed = state(
         """

@@ -39,12 +39,12 @@ def warned(observed: State, wanted: InitSettings = V4) -> list[str]:
     return [str(problem) for problem in find_warnings(observed, wanted)]
 
 
-def test_nothing_stands_in_the_way() -> None:
+def test_nothing_prevents_it() -> None:
     both = settings("203.0.113.99/25,2001:db8:3::99/64", "203.0.113.1,2001:db8:3::1")
     assert told(state(POD), both) == warned(state(POD), both) == []
 
 
-def test_everything_is_told_in_one_go() -> None:
+def test_everything_is_reported_together() -> None:
     observed = replace(
         state(POD + "address 203.0.113.99/25 dev eth0\naddress 203.0.113.1/25 dev eth0"),
         missing_capabilities=("NET_ADMIN",),
@@ -243,7 +243,7 @@ def test_what_goes_wrong_on_the_way(problem: object, text: str) -> None:
     assert str(problem) == text
 
 
-def test_a_shared_address_that_the_attachment_has_put_is_in_the_way() -> None:
+def test_a_shared_address_that_the_attachment_has_added_is_a_problem() -> None:
     shared = replace(settings("203.0.113.99/25", "203.0.113.1"), shared=True)
     there = "address 192.0.2.10/24 dev eth0\naddress 203.0.113.99/25 dev macvlan0"
     [problem] = unmet_preconditions(state(there), shared)

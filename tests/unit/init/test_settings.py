@@ -270,7 +270,7 @@ def test_a_mode_makes_the_originals_other_variables_harmless() -> None:
     assert (settings.sources, settings.ruleset) == ((SOURCE,), None)
 
 
-def test_all_problems_are_told_in_one_go() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_settings(
             {

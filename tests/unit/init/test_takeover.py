@@ -120,7 +120,7 @@ def test_what_can_not_be_undone_is_returned_and_the_rest_is_undone() -> None:
     assert len(kernel.applied) == len(STEPS) - len(rules)
 
 
-def test_what_is_not_in_effect_at_the_end_is_told() -> None:
+def test_a_change_that_is_not_in_effect_at_the_end_is_reported() -> None:
     attempt = takeover(Kernel())
     with pytest.raises(PlatformError) as caught:
         attempt._read_back(replace(state(""), sysctls_writable=False))

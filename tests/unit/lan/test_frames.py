@@ -110,7 +110,7 @@ def test_what_is_sent_is_heard(frame: Frame, claim: Claim | None) -> None:
         + arp("0001", "020000000001 c0000263", "000000000000 c0000263")[4:],
     ],
 )
-def test_arp_that_says_nothing(payload: bytes) -> None:
+def test_arp_that_claims_nothing(payload: bytes) -> None:
     assert parse(ETH_P_ARP, OTHER, payload) is None
 
 
@@ -131,18 +131,18 @@ def test_an_advertisement_that_is_not_well_formed(position: int, octet: int) -> 
     assert parse(ETH_P_IPV6, MAC, bytes(payload)) is None
 
 
-def test_another_protocol_says_nothing() -> None:
+def test_another_protocol_claims_nothing() -> None:
     assert parse(0x0800, MAC, probe(MAC, V4).payload) is None
 
 
 @given(st.sampled_from((ETH_P_ARP, ETH_P_IPV6)), st.binary(max_size=100))
-def test_hearing_anything_at_all_is_safe(ethertype: int, payload: bytes) -> None:
+def test_parsing_any_frame_is_safe(ethertype: int, payload: bytes) -> None:
     claim = parse(ethertype, OTHER, payload)
     assert claim is None or (claim.has is None) != (claim.probes is None)
 
 
 @given(st.binary(max_size=60), st.integers(0, 71))
-def test_hearing_a_damaged_advertisement_is_safe(noise: bytes, position: int) -> None:
+def test_parsing_a_damaged_advertisement_is_safe(noise: bytes, position: int) -> None:
     payload = announcements(MAC, V6)[0].payload
     damaged = payload[:position] + noise + payload[position + len(noise) :]
     claim = parse(ETH_P_IPV6, OTHER, damaged)

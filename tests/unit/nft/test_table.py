@@ -138,11 +138,11 @@ def test_flows_that_began_before_the_rules(seen: Flow, *, missed: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["eth*", 'a"b', "a b", "a;b", "", "a" * 16, "eth0\n"])
-def test_names_that_nft_can_not_say(name: str) -> None:
+def test_names_that_nft_can_not_express(name: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - it has no text
         quote_interface(name)
 
 
 @pytest.mark.parametrize("name", ["eth0", "macvlan0", "net1.100", "a" * 15])
-def test_names_that_nft_can_say(name: str) -> None:
+def test_names_that_nft_can_express(name: str) -> None:
     assert quote_interface(name) == f'"{name}"'

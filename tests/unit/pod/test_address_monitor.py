@@ -102,7 +102,9 @@ def test_where_the_kernel_chooses_there_is_nothing_to_lose() -> None:
 
 
 @pytest.mark.parametrize("sources", [BOTH, {}], ids=["fixed", "the kernel's choice"])
-def test_every_address_of_the_pod_is_told_when_it_comes_and_goes(sources: dict[int, str]) -> None:
+def test_every_address_of_the_pod_is_reported_when_it_comes_and_goes(
+    sources: dict[int, str],
+) -> None:
     around = Surroundings()
     told: list[set[str]] = []
     address_monitor = ground_on(around, dict(sources))

@@ -33,14 +33,12 @@ DENIALS = AddressPolicy(own=frozenset({OWN}), listening=frozenset({443}))
         (OWN, 444, {socket.AF_INET6}),
     ],
 )
-def test_nothing_stands_in_the_way(
-    host: Address | str, remote_port: int, sources: set[int]
-) -> None:
+def test_nothing_prevents_it(host: Address | str, remote_port: int, sources: set[int]) -> None:
     destination = Destination(80, host, remote_port, 1)
     assert destination_problems("TEXT", destination, sources, DENIALS) == []
 
 
-def test_all_that_stands_in_the_way_is_told() -> None:
+def test_everything_that_prevents_it_is_reported() -> None:
     destination = Destination(80, OWN, 443, 7)
     source, loop = destination_problems("TEXT", destination, {socket.AF_INET}, DENIALS)
     assert str(source) == (

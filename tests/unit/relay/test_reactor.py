@@ -94,14 +94,14 @@ async def turns(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-async def test_the_present_state_is_the_first_change_and_is_told_once(rig: Rig) -> None:
+async def test_the_present_state_is_the_first_change_and_is_reported_once(rig: Rig) -> None:
     watcher = Watcher()
     rig.reactor.watch(rig.readable().real, watcher)
     await turns(5)
     assert watcher.events == [IN]
 
 
-async def test_each_change_is_told(rig: Rig) -> None:
+async def test_each_change_is_reported(rig: Rig) -> None:
     reader, writer = rig.pipe()
     watcher = Watcher()
     rig.reactor.watch(reader.real, watcher)
@@ -113,7 +113,7 @@ async def test_each_change_is_told(rig: Rig) -> None:
         assert watcher.events == [IN] * count
 
 
-async def test_a_listener_is_told_of_as_long_as_clients_wait(rig: Rig) -> None:
+async def test_a_listener_is_reported_as_long_as_clients_wait(rig: Rig) -> None:
     reader = rig.readable()
     watcher = Watcher()
     rig.reactor.watch_listener(reader.real, watcher)
@@ -125,7 +125,7 @@ async def test_a_listener_is_told_of_as_long_as_clients_wait(rig: Rig) -> None:
     assert len(watcher.events) == told
 
 
-async def test_what_is_unwatched_is_told_of_no_more_and_can_be_watched_again(rig: Rig) -> None:
+async def test_an_unwatched_socket_is_not_reported_and_can_be_watched_again(rig: Rig) -> None:
     reader, writer = rig.pipe()
     first, second = Watcher(), Watcher()
     rig.reactor.watch(reader.real, first)
@@ -147,7 +147,7 @@ async def test_another_watcher_gets_the_next_change(rig: Rig) -> None:
     assert (first.events, second.events) == ([], [IN])
 
 
-async def test_epoll_refuses_what_it_watches_already_and_tells_as_before(rig: Rig) -> None:
+async def test_epoll_refuses_to_watch_a_socket_twice_and_still_reports_it(rig: Rig) -> None:
     reader, writer = rig.pipe()
     watcher, other = Watcher(), Watcher()
     rig.reactor.watch(reader.real, watcher)
@@ -265,7 +265,7 @@ async def test_the_time_is_that_of_the_batch(rig: Rig) -> None:
     assert times[0] > before
 
 
-async def test_an_end_that_can_be_written_to_says_so(rig: Rig) -> None:
+async def test_a_writable_end_is_reported(rig: Rig) -> None:
     watcher = Watcher()
     rig.reactor.watch(rig.pipe()[1].real, watcher)
     await turns()

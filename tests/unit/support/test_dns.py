@@ -68,7 +68,7 @@ def test_it_answers_from_the_zone(name: str, kind: str, lines: list[str]) -> Non
         ("refused.example.com", Rcode.REFUSED),
     ],
 )
-def test_it_says_why_there_is_no_answer(name: str, rcode: Rcode) -> None:
+def test_the_reason_for_a_missing_answer_is_reported(name: str, rcode: Rcode) -> None:
     response = ask(name)
     assert response.rcode() == rcode
     assert not response.answer

@@ -324,7 +324,7 @@ def test_without_debug_only_connections_and_answers_are_left_out(
         ("console", Terminal, False, True),
     ],
 )
-def test_the_format_follows_the_stream_where_nobody_chose_it(
+def test_the_format_depends_on_the_stream_if_it_is_not_set(
     log_format: LogFormat, stream: type[io.StringIO], json_lines: bool, colours: bool
 ) -> None:
     out = stream()
@@ -414,7 +414,7 @@ def test_long_fields_are_cut_so_that_every_record_fits_the_writers_buffer() -> N
 
 
 @pytest.mark.parametrize("log_format", LOG_FORMATS)
-def test_a_defect_is_told_on_one_line_with_its_place(log_format: LogFormat) -> None:
+def test_a_defect_is_one_line_with_its_place(log_format: LogFormat) -> None:
     stream = io.StringIO()
     observer = LogObserver(make_logger(log_format, debug=False, stream=stream), debug=False)
 
@@ -431,7 +431,7 @@ def test_a_defect_is_told_on_one_line_with_its_place(log_format: LogFormat) -> N
         assert part in line
 
 
-def test_a_log_that_can_not_be_written_harms_nobody() -> None:
+def test_a_log_that_can_not_be_written_does_not_affect_the_caller() -> None:
     observer = LogObserver(make_logger("json", debug=True, stream=Broken()), debug=True)
     observer.observe(CLOSED)
     observer.observe(DaemonDefect.of(ValueError("a defect"), "reload"))

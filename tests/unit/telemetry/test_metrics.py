@@ -186,7 +186,7 @@ def test_the_process_has_the_metrics_of_the_client_libraries() -> None:
     assert "\n# TYPE process_resident_memory_bytes gauge\n" in text_of(EXAMPLE)
 
 
-def test_every_metric_says_what_it_is() -> None:
+def test_every_metric_has_a_help_text() -> None:
     told = set(re.findall(r"^# HELP (\w+) \S", text_of(EXAMPLE), re.MULTILINE))
     assert {name for name in told if name.startswith(PREFIX)} == {
         metric.full_name for metric in METRICS
