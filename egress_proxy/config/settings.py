@@ -144,10 +144,12 @@ def read_destinations(
 ) -> tuple[Destination, ...]:
     """The destinations, from the variable or the file. Raises `ConfigurationError`."""
     source = _Source(environ)
-    try:
-        text = source.decode(files.in_time(source.read))
-    except OSError as error:
-        raise source.unreadable(error) from None
+    text = source.text
+    if source.path:
+        try:
+            text = source.decode(files.in_time(source.read))
+        except OSError as error:
+            raise source.unreadable(error) from None
     found = destinations.parse_destinations(text, variable=source.variable.name, policy=policy)
     _refuse_admin_port(found, source.variable, admin_listen)
     return found
@@ -166,7 +168,7 @@ async def reread_destinations(
     """
     source = _Source(environ)
     try:
-        text = source.decode(await off_loop.call(source.read))
+        text = source.text or source.decode(await off_loop.call(source.read))
     except OSError as error:
         # The text may be correct: it is read again.
         raise PlatformError(*source.unreadable(error).problems) from None
@@ -199,21 +201,17 @@ class _Source:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.variable = destinations_from(environ)
-        self._text = environ.get(DESTINATION.name, "")
-        self._path = environ.get(DESTINATION_FILE.name, "").strip()
-        if self._path and self._text.strip():
+        self.text = environ.get(DESTINATION.name, "")
+        self.path = environ.get(DESTINATION_FILE.name, "").strip()
+        if self.path and self.text.strip():
             raise self._problem(f"{DESTINATION.name} is set too", "unset one of the two")
 
-    def read(self) -> str | bytes:
-        """The text or the octets. Raises `OSError`; blocks as long as the file system does."""
-        if not self._path:
-            return self._text
+    def read(self) -> bytes:
+        """The file's octets. Raises `OSError`; blocks as long as the file system does."""
         # One octet more than is allowed is enough to refuse the file.
-        return files.read_file(self._path, destinations.MAX_OCTETS + 1)
+        return files.read_file(self.path, destinations.MAX_OCTETS + 1)
 
-    def decode(self, found: str | bytes) -> str:
-        if isinstance(found, str):
-            return found
+    def decode(self, found: bytes) -> str:
         mistake = known_mistakes.in_file(found)
         if mistake is not None:
             raise self._problem(mistake.reason, mistake.cure)
@@ -224,5 +222,5 @@ class _Source:
 
     def _problem(self, reason: str, cure: str) -> ConfigurationError:
         return ConfigurationError(
-            Problem(variable=self.variable.name, value=self._path, reason=reason, cure=cure)
+            Problem(variable=self.variable.name, value=self.path, reason=reason, cure=cure)
         )
