@@ -167,11 +167,13 @@ async def reread_destinations(
     Raises `ConfigurationError`, and `PlatformError` when the file can't be read.
     """
     source = _Source(environ)
-    try:
-        text = source.text or source.decode(await off_loop.call(source.read))
-    except OSError as error:
-        # The text may be correct: it is read again.
-        raise PlatformError(*source.unreadable(error).problems) from None
+    text = source.text
+    if source.path:
+        try:
+            text = source.decode(await off_loop.call(source.read))
+        except OSError as error:
+            # The text may be correct: it is read again.
+            raise PlatformError(*source.unreadable(error).problems) from None
     found = await destinations.parse_destinations_in_slices(
         text, variable=source.variable.name, policy=policy
     )

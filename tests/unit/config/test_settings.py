@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -11,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from egress_proxy.config.address_policy import DEFAULT_POLICY
 from egress_proxy.config.destinations import MAX_OCTETS, Destination
+from egress_proxy.config.files import OffLoop
 from egress_proxy.config.run_variables import VARIABLES, AdminListen
-from egress_proxy.config.settings import Settings, read_settings
-from egress_proxy.errors import ConfigurationError
+from egress_proxy.config.settings import Settings, read_settings, reread_destinations
+from egress_proxy.errors import ConfigurationError, PlatformError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,6 +182,24 @@ def test_destinations_from_a_file(file: Path, octets: bytes, line: int) -> None:
     file.write_bytes(octets)
     settings = read_settings({f"{P}DESTINATION": " ", f"{P}DESTINATION_FILE": f" {file}\n"})
     assert settings.destinations == (Destination(80, ip_address("192.0.2.1"), 80, line),)
+
+
+def test_a_reload_reads_the_same_as_the_start(file: Path) -> None:
+    file.write_text("80 192.0.2.1")
+
+    def reread(environ: dict[str, str]) -> tuple[Destination, ...]:
+        return asyncio.run(
+            reread_destinations(environ, OffLoop(), policy=DEFAULT_POLICY, admin_listen=None)
+        )
+
+    found = (Destination(80, ip_address("192.0.2.1"), 80, 1),)
+    assert reread(GOOD) == found
+    assert reread({f"{P}DESTINATION": " ", f"{P}DESTINATION_FILE": str(file)}) == found
+    with pytest.raises(ConfigurationError, match="no destination"):
+        reread({})
+    # It may come back, and is then read again.
+    with pytest.raises(PlatformError, match="No such file or directory"):
+        reread({f"{P}DESTINATION_FILE": f"{file}.missing"})
 
 
 @pytest.mark.parametrize(
