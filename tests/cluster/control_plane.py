@@ -66,7 +66,7 @@ class ControlPlane(ExitStack, Administrator):
 
     @property
     def environment(self) -> dict[str, str]:
-        """How a pod is told where the API server is."""
+        """The variables that tell a pod where the API server is."""
         return {"KUBERNETES_SERVICE_HOST": self.address, "KUBERNETES_SERVICE_PORT": str(PORT)}
 
     @property

@@ -200,7 +200,7 @@ def assert_none_failed(router: Router, clients: Clients) -> None:
 
 
 def drained(clients: Clients) -> bool:
-    """Whether nobody waits who came before this moment."""
+    """Whether no client from before this moment is still waiting."""
     return all(client.ended_at is not None for client in clients.all[: len(clients.all) - 2])
 
 

@@ -109,7 +109,7 @@ class Pod:
         return podman("exec", self._names[-1], *argv, check=False)
 
     def _start(self, container: Resource, variables: dict[str, str]) -> Process:
-        # The kubelet makes the file anew for each container, and anybody may write to it.
+        # The kubelet makes a new file for each container, and every user may write to it.
         self._termination_log.write_text("")
         self._termination_log.chmod(0o666)
         environment = {entry["name"]: entry["value"] for entry in container["env"]} | variables

@@ -1,4 +1,4 @@
-"""What the built images are: small in what they hold, told by labels, the same every time."""
+"""The built images: few files, described by labels, reproducible."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_without_an_egress_interface_both_say_what_is_missing(
         assert "macvlan0" in pod.termination_message
 
 
-# Forks twice: the grandchild is nobody's but PID 1's when it ends.
+# Forks twice: when the grandchild ends, only PID 1 can reap it.
 LEAVE_AN_ORPHAN = """
 import os, time
 reader, writer = os.pipe()

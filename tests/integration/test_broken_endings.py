@@ -64,7 +64,7 @@ async def test_a_reader_that_finishes_while_a_reset_waits_for_its_acknowledgemen
             await turns(3)
         assert flow.count == sent
         one.reset()
-        # As if epoll had been asked before the RST came: recv is told of it.
+        # As if epoll_wait had returned before the RST came: recv reports it.
         flow.ready(IN)
         other.finish()
         received, was_reset = await other.receive_all()
@@ -94,7 +94,7 @@ async def test_a_reset_that_a_send_and_an_event_report_counts_once(actor: str) -
 
 
 async def test_both_sides_reset_while_both_directions_are_stalled(actor: str) -> None:
-    """Nobody is left to acknowledge anything; a socket that was reset still counts what it sent."""
+    """No peer is left to acknowledge anything; a reset socket still counts what it sent."""
     async with Rig() as rig:
         one, other, flow = await relayed(rig, actor)
         octets = bytes(1 << 18)

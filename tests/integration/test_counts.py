@@ -159,7 +159,7 @@ async def test_an_address_counts_as_failed_until_it_answers() -> None:
         assert await board.metrics("upstream_failures_total", "destination") == {destination: 1}
         assert await board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
         [failed] = [each for each in rig.forwarder.upstreams.endpoints if each.failed_until]
-        # Its penalty is over, and nobody has tried it yet.
+        # Its penalty is over, and no client has tried it yet.
         failed.failed_until = 1.0
         assert await board.metrics("upstream_addresses_failed", "destination") == {destination: 1}
         with closing(Listener(str(failed.address), port=port)):

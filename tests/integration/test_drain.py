@@ -38,7 +38,7 @@ def test_draining_while_a_name_is_asked_for_again(
         session = Session.on_loopback(port, listener)
         cleanup.callback(session.close)
         dns.hold(name)
-        # A client who finds nobody there makes the name be asked for before its time.
+        # A client that finds no address answering makes the name be looked up early.
         listener.close()
         # A RST, on the heels of the handshake or later.
         with (

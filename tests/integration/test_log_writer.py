@@ -25,7 +25,7 @@ LINE = "x" * 99 + "\n"
 
 
 class Reader:
-    """The other end of a pipe that holds one page; it reads when it is told to."""
+    """The other end of a pipe that holds one page; it reads on request."""
 
     def __init__(self) -> None:
         self.fd, self.write_fd = os.pipe()
@@ -74,7 +74,7 @@ def test_a_reader_that_stops_loses_records_and_gets_their_number(reader: Reader)
     with outlet_to(reader) as writer:
         writer.write(LINE * 60)
         reader.wait_until_full()
-        # Nobody reads: none of this waits.
+        # There is no reader: none of this waits.
         for _ in range(1000):
             writer.write(LINE)
         assert writer.dropped == 1000 - CAPACITY // len(LINE)

@@ -295,7 +295,7 @@ async def test_a_silent_server_ends_a_look_up_in_time_and_may_come_back(
 
 async def test_a_server_that_is_not_there_is_named() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        # Bound to TCP by nobody, and its UDP socket is closed below: refused.
+        # No socket has the TCP port, and the UDP socket is closed below: refused.
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     resolver = Resolver((f"127.0.0.1:{port}",), BOTH)

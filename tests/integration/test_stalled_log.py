@@ -1,4 +1,4 @@
-"""The installed command while nobody reads its standard output."""
+"""The installed command while its standard output is not read."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_log_that_is_not_read_stalls_no_connection(upstream: socket.socket) ->
     assert process.stdout is not None
     with process, killed(process):
         wait_for("daemon.ready", process.stdout)
-        # Nobody reads from here on.
+        # There is no reader from here on.
         for _ in range(CONNECTIONS):
             # A RST, on the heels of the handshake or later.
             with (
@@ -89,7 +89,7 @@ def test_a_log_that_is_not_read_stalls_no_connection(upstream: socket.socket) ->
                 assert there.recv(8) == b"question"
                 there.sendall(b"answer")
                 assert client.recv(6) == b"answer"
-        # And now somebody does.
+        # Now there is a reader again.
         records = wait_for("log.dropped", process.stdout)
         dropped = records.pop()["records"]
         assert dropped > 0

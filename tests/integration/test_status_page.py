@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio
 
-# It asks nobody but the page: the machine may have no way out.
+# It requests only the page: the machine may have no internet.
 FLAGS = (
     "--headless",
     "--no-sandbox",

@@ -32,7 +32,7 @@ NO_DEFAULT_ROUTE = 3
 
 
 class Unlucky(Netlink):
-    """A netlink socket that comes to grief where it is told."""
+    """A netlink socket that fails at a given step."""
 
     def __init__(self, settings: InitSettings, options: argparse.Namespace) -> None:
         super().__init__()

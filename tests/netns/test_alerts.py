@@ -188,7 +188,7 @@ def test_alerts_of_a_real_run(lab: Lab, tmp_path: Path) -> None:
         proxy.terminate()
         proxy.wait_for("daemon.draining")
         history.scrape(DRAIN_STEPS)
-        # By now all ports have refused for two minutes, and nobody has tried for five.
+        # By now all ports have refused for two minutes, and no client has tried for five.
         drained = trouble | {"EgressDrainStuck": 1, "EgressListenerDown": 3}
         del drained["EgressDestinationDown"]
         history.expect(drained)

@@ -37,7 +37,7 @@ def deployment(lab: Lab) -> Iterator[Deployment]:
 
 @pytest.fixture
 def greeter(lab: Lab) -> Iterator[None]:
-    """Says hello to whoever connects to the first address."""
+    """Sends a greeting to each client of the first address."""
     listener = lab.outside.listen(OUTSIDE.v4, PORT)
 
     def greet() -> None:

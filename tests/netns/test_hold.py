@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # What must be answered within three seconds, as the README promises.
 LIMIT_S = 3.0
-# An answer that is later than the next question or two: nobody was gone.
+# An answer that comes after the next request or two: the gateway was never gone.
 NO_GAP_S = 0.15
 
 

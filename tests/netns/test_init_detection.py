@@ -1,4 +1,4 @@
-"""Who else has the address, who is told of it, and whether the gateway is there; on a real LAN."""
+"""Duplicate detection, announcements, and the probe of the gateway, on a real LAN."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_gateway_that_answers_satisfies_the_requirement(lab: Lab) -> None:
 
 
 def test_an_address_that_is_there_already_is_asked_for_all_the_same(lab: Lab) -> None:
-    """Two pods of one Multus attachment: the CNI gives both the address and asks nobody."""
+    """Two pods of one Multus attachment: the CNI gives both the address without a check."""
     lab.pod.configure("macvlan0", RESERVED)
     lab.gateway.configure("lan0", RESERVED)
     before = snapshot(lab.pod)

@@ -1,4 +1,4 @@
-"""IPv6 in full: both families at once, routers that advertise, sysctls that nobody may write."""
+"""IPv6: both families at once, routers that advertise, sysctls that can't be written."""
 
 from __future__ import annotations
 

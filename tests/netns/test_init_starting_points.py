@@ -137,7 +137,7 @@ def test_what_the_default_route_says_of_its_path_is_kept(lab: Lab) -> None:
 
 
 def test_no_default_route(lab: Lab) -> None:
-    """Then nobody but the pod's own subnet gets replies, as before, and the way out is there."""
+    """Then only the pod's own subnet gets replies, as before, and the default route is there."""
     change_routes(lab.pod, ("del", {"dst": "default", "gateway": NODE_TO_PODS.v4}))
     result = init(lab, V4)
     result.expect_done()

@@ -35,7 +35,7 @@ print(json.dumps({
     "resolv_conf": open("/etc/resolv.conf").read(),
 }))
 """
-# A command that stays until it is told to go, and says when it is there.
+# A command that reports that it runs, and ends on request.
 SHOW_READY = """
 import json, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))

@@ -56,7 +56,7 @@ def test_a_stalled_pair_costs_a_pipe_or_a_buffer_each_way(island: Island) -> Non
         session.round_trip()
     assert island.descriptors()["pipe"] - pipes_before == 2 * PIPES
     assert island.own_memory() - before < pairs * (2 * BUFFER + IDLE)
-    # And nobody else has noticed.
+    # No other connection was affected.
     session.round_trip()
 
 

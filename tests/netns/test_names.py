@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PORT = 9000
 NAME = "late.example.com"
 OWN_LISTENER = "one of the proxy's own listeners"
-# Nobody's at first, and then the pod's.
+# No host has it at first; later the pod does.
 LATE = "192.0.2.77"
 
 
@@ -170,7 +170,7 @@ def give_pod(lab: Lab, address: str) -> None:
 
 def test_a_name_turns_to_an_address_that_the_pod_got_late(deployment: Deployment) -> None:
     deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=0)
-    # By default a late address is not listened on; whoever asks for all listens on it too.
+    # By default a later address is not listened on; with LISTEN=0.0.0.0 it is.
     proxy = start(deployment, EGRESS_DNS_PROXY_LISTEN="0.0.0.0")
     changed(proxy, OUTSIDE.v4)
     give_pod(deployment.lab, LATE)

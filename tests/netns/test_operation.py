@@ -176,7 +176,7 @@ def test_a_signal_turns_debug_on_and_off(deployment: Deployment) -> None:
     switch_debug(proxy, debug=True)
     use_once(deployment, 80)
     record = proxy.wait_for("connection.closed", listener=80)
-    # With DEBUG, whoever audits sees the source port too.
+    # With DEBUG, the record has the source port too.
     assert record["source"].startswith(RESERVED.v4)
     switch_debug(proxy, debug=False)
     use_once(deployment, 80)
@@ -428,7 +428,7 @@ def test_check_in_the_main_container_that_has_the_variables_of_both(lab: Lab) ->
 
 
 def test_check_finds_what_is_wrong_outside(deployment: Deployment) -> None:
-    # Nobody on the LAN has the first address, the second refuses, and the name does not exist.
+    # No host on the LAN has the first address, the second refuses, and the name does not exist.
     nobody = str(GATEWAY.interface4.network[77])
     destinations = f"80 {OUTSIDE.v4} 81\n443 nothing.example.com\n"
     status, report, errors = check(

@@ -109,7 +109,7 @@ class End:
             raise Violation(f"a FIN after {count} octets, and the sender had not finished there")
 
     def _was_reset(self) -> bool:
-        """Whether the end that was read is a RST whose error the kernel has told to a send."""
+        """Whether the end that was read is a RST whose error the kernel has reported to a send."""
         state = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         return not self.finished and state == _TCP_CLOSE
 
@@ -215,6 +215,6 @@ def _refuse_fin() -> bytes:
 
 
 def _reset_quietly(sock: socket.socket) -> None:
-    """So that the other side is not told that all is said."""
+    """Prevents a FIN, which would mean a complete transfer."""
     if sock.fileno() >= 0:
         reset(sock)

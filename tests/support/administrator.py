@@ -18,7 +18,7 @@ class RefusedError(Exception):
 
 
 class Administrator(ABC):
-    """Somebody who may do everything; `ask` raises `RefusedError`."""
+    """A user who may do everything; `ask` raises `RefusedError`."""
 
     @abstractmethod
     def ask(self, method: str, path: str, body: object = None, *, content_type: str = JSON) -> Any:  # noqa: ANN401 - any JSON

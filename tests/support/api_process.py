@@ -83,7 +83,7 @@ class ApiProcess(Administrator):
 
     @property
     def environment(self) -> dict[str, str]:
-        """How a pod is told where the API server is."""
+        """The variables that tell a pod where the API server is."""
         return {"KUBERNETES_SERVICE_HOST": self.address, "KUBERNETES_SERVICE_PORT": str(self.port)}
 
     def order(self, **orders: object) -> Any:  # noqa: ANN401 - any JSON

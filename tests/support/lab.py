@@ -38,7 +38,7 @@ NODE_TO_PODS = Host.of("192.0.2.1/24", "2001:db8:0:2::1/64")
 POD = Host.of("192.0.2.10/24", "2001:db8:0:2::10/64")
 NODE_TO_LAN = Host.of("203.0.113.2/25", "2001:db8:0:3::2/64")
 GATEWAY = Host.of("203.0.113.1/25", "2001:db8:0:3::1/64")
-# On the LAN and nobody's: what EGRESS_SOURCE reserves.
+# On the LAN, and no other host has it: what EGRESS_SOURCE reserves.
 RESERVED = Host.of("203.0.113.99/25", "2001:db8:0:3::99/64")
 GATEWAY_TO_OUTSIDE = Host.of("203.0.113.129/25", "2001:db8:0:4::1/64")
 OUTSIDE = Host.of("203.0.113.130/25", "2001:db8:0:4::130/64")

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class _Timer:
-    """One callback; an event loop's timer as far as it can be told from outside."""
+    """One callback; from outside it looks like an event loop's timer."""
 
     def __init__(self, when: float, callback: Callable[[], object]) -> None:
         self.when = when

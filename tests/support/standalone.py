@@ -23,7 +23,7 @@ ANSWER_S = 10
 
 
 def free_port() -> int:
-    """A port that nobody listens on now; the kernel hands out others for a while."""
+    """A port without a listener now; the kernel hands out others for a while."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 

@@ -197,7 +197,7 @@ class TwoNodes(ExitStack):
         return Service(self.cluster, self.api, pods=NAMESPACE, address=SERVICE, port=PORT)
 
     def spy(self, family: str = "v4") -> Spy:
-        """Somebody who asks the LAN for the reserved address all the time."""
+        """A host that asks the LAN for the reserved address all the time."""
         source = next(s for s in self.sources if s.version == int(family[1]))
         first = ip_address("203.0.113.10" if family == "v4" else "2001:db8:0:3::1000")
         return Spy(self.spying, "lan0", source.address, addresses_of_nobody(first))

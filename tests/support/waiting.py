@@ -1,4 +1,4 @@
-"""Waiting for what nobody tells of."""
+"""Waits, by polling, for conditions that no event reports."""
 
 from __future__ import annotations
 

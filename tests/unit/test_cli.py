@@ -116,7 +116,8 @@ def test_what_a_command_says(
     told = capsys.readouterr()
     assert [" ".join(line.split()) for line in told.out.splitlines()] == out
     assert told.err.splitlines() == err
-    # Whoever runs check reads stderr; the container's own commands leave word for the kubelet.
+    # A person runs check and reads stderr; the commands of containers write the termination
+    # message.
     kept = [] if command.startswith("check") else [line for line in err if "warning" not in line]
     assert termination_log.read_text() == "\n".join(kept)
 

@@ -26,7 +26,7 @@ def test_a_socket_address_as_text(address: Sequence[object] | None, text: str) -
     assert as_text(address) == text
 
 
-# The events and the levels that logs carry: whoever greps for them relies on these.
+# The events and their levels: operators search the logs for them.
 EVENTS = {
     "connection.closed": "debug",
     "destination.resolved": "debug",

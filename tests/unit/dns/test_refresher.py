@@ -49,7 +49,7 @@ TWO = answer("192.0.2.1", "192.0.2.2")
 
 
 class Port:
-    """A listener, and the addresses that it was told."""
+    """A subscriber, and the addresses that it got."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, ...]] = []
@@ -62,7 +62,7 @@ class Port:
 
 @dataclass
 class Life:
-    """What happened to a name: when it was asked for, what was told, what was recorded."""
+    """The history of a name: when it was looked up, what subscribers got, what was recorded."""
 
     asked_at: list[float] = field(default_factory=list)
     records: list[Event] = field(default_factory=list)
@@ -458,7 +458,7 @@ def zone(now: float, ttl_s: float) -> Answer | None:
 
 
 class Hours:
-    """What a name was told in twelve hours, and when; nothing that grows is kept."""
+    """The answers for a name in twelve hours, and when; nothing that grows is kept."""
 
     def __init__(self, ttl_s: float) -> None:
         self.ttl_s = ttl_s

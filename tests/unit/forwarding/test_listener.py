@@ -210,7 +210,7 @@ def test_any_other_error_pauses_the_port_alone(port: Port) -> None:
 
 
 def test_a_socket_that_has_its_port_is_kept_when_its_options_fail() -> None:
-    """So that whoever gives up closes it."""
+    """So that the code that gives up closes it."""
     plane = Plane()
     listener = Listener(plane.plane, 80, "a:80", lambda *_: None)
 

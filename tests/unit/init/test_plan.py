@@ -361,7 +361,7 @@ def test_a_default_from_an_advertisement_that_would_come_back_is_left() -> None:
     gone = "ip -6 route del default via fe80::1 dev eth0 metric 1024"
     assert gone not in commands(state(text, *links), WANTED6)
     assert gone in commands(state(text, *links, sysctls_writable=True), WANTED6)
-    # Where nobody listens to routers any more, it is but a route.
+    # Once advertisements are ignored, it is an ordinary route.
     assert gone in commands(state(text), WANTED6)
 
 

@@ -1,4 +1,4 @@
-"""What an admin is told of a destination or a port that the pod can't have."""
+"""The problems of destinations and ports that the pod can't serve."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ async def test_a_socket_is_closed_only_after_the_batch(rig: Rig) -> None:
         rig.reactor.watch(end.real, watcher)
     await turns()
     assert open_at_close == [True]
-    # The second was in the same batch, and nobody watched it any more.
+    # The second was in the same batch, and was no longer watched.
     assert sorted(len(watcher.events) for watcher in watchers) == [0, 1]
     assert [end.closed for end in ends] == [True, True]
 

@@ -41,7 +41,7 @@ class Reactor(FakeReactor):
 
 
 class Rig:
-    """A relay that has started, its two peers, and what its owner was told."""
+    """A relay that has started, its two peers, and the calls of its owner."""
 
     def __init__(self, stack: ExitStack, actor: str) -> None:
         self.loop = ManualLoop()
@@ -79,7 +79,7 @@ class Rig:
         assert self.flow.count == len(octets)
 
     def reset(self) -> None:
-        """The actor resets; the relay is told of it."""
+        """The actor resets; the relay gets the event."""
         if not self.relay.half_closed:
             # What it has not read makes its close a RST.
             self.opposite.sink.send(b"unread")
@@ -204,7 +204,7 @@ def test_waiting_and_the_same_side_breaks_again(rig: Rig) -> None:
 
 @SIDES
 def test_waiting_and_the_other_side_breaks(rig: Rig) -> None:
-    """There is nobody left to wait for, and what came first is the reason."""
+    """There is no peer left to wait for, and the first cause is the reason."""
     rig.wait_for_acknowledgements()
     rig.other.close()
     rig.opposite.ready(IN | OUT | ERROR | PEER_FINISHED)

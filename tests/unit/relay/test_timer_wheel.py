@@ -1,4 +1,4 @@
-"""The wheel: nobody is looked at too early, nobody more than a tick late, nobody forgotten."""
+"""The wheel: no member is called too early, none more than a tick late, none is forgotten."""
 
 from __future__ import annotations
 

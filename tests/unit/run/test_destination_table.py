@@ -250,7 +250,7 @@ async def test_a_changed_port_keeps_its_old_destination_until_its_name_is_answer
     await asyncio.sleep(9)
     assert not reload.done()
     assert (table.leads_to(80), table.leads_to(81)) == ([str(REMOTE)], [str(OTHER)])
-    # A name that nobody answers for holds nothing up for longer than a look-up may take.
+    # A name without an answer delays nothing for longer than a look-up may take.
     assert await reload == ((81,), (80,), (), 0)
     assert asyncio.get_running_loop().time() - began == pytest.approx(10)
     assert table.states() == {80: "refusing", 81: "listening"}
