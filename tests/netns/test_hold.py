@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from tests.support.spy import Spy
 
-# What must be answered within three seconds, as the README promises.
+# The longest time until the other pod has the address, as docs/failures.md promises.
 LIMIT_S = 3.0
 # An answer that comes after the next request or two: the gateway was never gone.
 NO_GAP_S = 0.15
