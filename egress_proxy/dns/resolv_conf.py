@@ -10,7 +10,13 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# RFC 1035 section 2.3.4.
+_MAX_NAME = 253
 # A file of a few lines; more is not read.
 MAX_OCTETS = 1 << 16
 
@@ -65,3 +71,13 @@ def _server(text: str) -> list[str]:
     except ValueError:
         return []
     return [f"[{address}]:53" if address.version == 6 else f"{address}:53"]  # noqa: PLR2004 - IPv6
+
+
+def candidates(name: str, search: tuple[str, ...]) -> Iterator[str]:
+    """The absolute names to look up for `name`, in order, without their trailing dots."""
+    yield name.removesuffix(".")
+    if name.endswith("."):
+        return
+    for domain in search:
+        if len(name) + 1 + len(domain) <= _MAX_NAME:
+            yield f"{name}.{domain}"

@@ -19,7 +19,6 @@ addresses.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import socket
 from dataclasses import dataclass
@@ -31,10 +30,16 @@ import aiodns
 import pycares
 
 from egress_proxy.config import files
-from egress_proxy.dns.resolv_conf import MAX_OCTETS, ResolvConf, parse_resolv_conf
+from egress_proxy.dns.channel import Channel
+from egress_proxy.dns.resolv_conf import (
+    MAX_OCTETS,
+    ResolvConf,
+    candidates,
+    parse_resolv_conf,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
     from egress_proxy.ip import Address
 
@@ -48,8 +53,6 @@ MAX_ADDRESSES = 256
 # How often resolv.conf is checked. inotify does not see changes of a file that is mounted into the
 # container.
 WATCH_S = 2.0
-# RFC 1035 section 2.3.4.
-_MAX_NAME = 253
 
 # Once one family has an answer, the other one has this long: c-ares' second attempt starts at 2 s.
 _OTHER_FAMILY_S = 3.0
@@ -148,14 +151,14 @@ class Resolver:
         self._unreadable = ""
         self._conf = ResolvConf()
         # None as long as resolv.conf is a file that can't be read.
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         loop = asyncio.get_running_loop()
         try:
             self._seen, self._conf, self._channel = files.in_time(lambda: self._open(loop))
         except OSError as error:
             self._unreadable = f"can't read {resolv_conf}: {error.strerror}"
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[files.Version, ResolvConf, _Channel]:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[files.Version, ResolvConf, Channel]:
         """The version of resolv.conf, what it says, and a channel for that.
 
         Called in a thread: c-ares reads the file once more. Raises `OSError`, `pycares.AresError`.
@@ -163,7 +166,7 @@ class Resolver:
         # The version first: a change in between is seen at the next check.
         version = files.file_version(self._resolv_conf)
         conf = parse_resolv_conf(self._read())
-        channel = _Channel(
+        channel = Channel(
             self._name_servers or conf.name_servers,
             loop,
             # The search list is this module's.
@@ -231,7 +234,7 @@ class Resolver:
     async def _look_up(self, name: str) -> Answer:
         deadline = asyncio.get_running_loop().time() + self._bounds.lookup_s
         failure: _Failure | None = None
-        for candidate in _candidates(name, self._conf.search):
+        for candidate in candidates(name, self._conf.search):
             outcomes = await self._ask_families(candidate, deadline)
             if any(isinstance(outcome, pycares.AddrInfoResult) for outcome in outcomes.values()):
                 return self._answer(outcomes)
@@ -329,33 +332,3 @@ class Resolver:
         self._forgetting = None
         if self._channel is not None:
             self._channel.forget()
-
-
-class _Channel(aiodns.DNSResolver):
-    """What aiodns leaves out of pycares."""
-
-    @property
-    def servers(self) -> list[str]:
-        """``address:port`` of each server."""
-        return self._channel.servers
-
-    def send_from(self, addresses: Collection[Address]) -> None:
-        """Bind the sockets to these, at most one of each family (ares_set_local_ip4(3))."""
-        for address in addresses:
-            self._channel.set_local_ip(str(address))  # type: ignore[no-untyped-call] # without types
-
-    def forget(self) -> None:
-        """Empty the cache; look-ups under way go on (ares_reinit(3))."""
-        # Out of memory or threads: the next answer tries again.
-        with contextlib.suppress(pycares.AresError):
-            self._channel.reinit()
-
-
-def _candidates(name: str, search: tuple[str, ...]) -> Iterator[str]:
-    """The absolute names to look up for `name`, in order, without their trailing dots."""
-    yield name.removesuffix(".")
-    if name.endswith("."):
-        return
-    for domain in search:
-        if len(name) + 1 + len(domain) <= _MAX_NAME:
-            yield f"{name}.{domain}"

@@ -33,12 +33,12 @@ MAY_IMPORT = {room: frozenset(re.findall(r"`(\w+)`", rooms)) for room, rooms in 
 # Third-party packages that only these modules know.
 OWNERS = {
     "pyroute2": {"init.netlink"},
-    "aiodns": {"dns.resolver"},
-    "pycares": {"dns.resolver"},
+    "aiodns": {"dns.channel", "dns.resolver"},
+    "pycares": {"dns.channel", "dns.resolver"},
     "structlog": {"telemetry.logs"},
     "uvloop": {"cli"},
     "psutil": {"pod.addresses"},
-    "idna": {"config.destinations"},
+    "idna": {"config.host_names"},
     "h11": {"telemetry.admin", "hold.http"},
 }
 
