@@ -146,7 +146,7 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
 
 def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-    """Take the reserved address when it is free, and give it to another pod in the end."""
+    """Take the reserved address when it is free, and hand it over to another pod at the end."""
     _warn_of_unknown_names("hold", environ)
     wanted = hold_variables.read_hold_settings(environ)
 

@@ -288,7 +288,7 @@ class DaemonStopped(Event, name="daemon.stopped", level="info"):
 
 
 class RunWarning(Event, name="run.warning", level="warning"):
-    """Something that `run` can go on with. `variable` is the one to look at."""
+    """A problem that does not stop `run`. `variable` is the one to look at."""
 
     variable: str
     value: str | None

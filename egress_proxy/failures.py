@@ -56,7 +56,7 @@ def report_failure(command: str, error: EgressProxyError, environ: Mapping[str, 
 
 
 def report_warnings(command: str, warnings: Iterable[Problem], environ: Mapping[str, str]) -> None:
-    """Say what `command` can go on with."""
+    """Report problems that do not prevent `command`."""
     if command not in _COMMANDS or not _log_is_json(environ):
         for warning in warnings:
             _write_text(f"warning: {warning}")

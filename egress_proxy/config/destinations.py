@@ -35,7 +35,7 @@ MAX_OCTETS = 1 << 20
 FORM = "<port> <host> [<remote port>]"
 # How many problems are reported in full: more do not help, and they must fit into a log line.
 MAX_PROBLEMS = 100
-# After so much time the event loop gets its turn; the clock is read once per so many lines, because
+# The event loop gets its turn after this time; the clock is read once per this many lines, because
 # most lines take 2 microseconds and an internationalised name may take 200.
 _SLICE_S = 0.001
 _LINES_PER_LOOK = 16

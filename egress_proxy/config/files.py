@@ -25,7 +25,7 @@ T = TypeVar("T")
 TIMEOUT_S = 5.0
 THREAD_NAME = "file"
 
-# What stat(2) says of a file; None while there is none.
+# From stat(2) of the file; None while it does not exist.
 Version = tuple[int, int, int, int] | None
 
 

@@ -127,7 +127,7 @@ class Reader:
 
 
 def unknown_names(environ: Mapping[str, str], known: Collection[str]) -> tuple[Problem, ...]:
-    """A warning for each variable of ours that does not exist, with the nearest known name."""
+    """A warning for each unknown variable with our prefix, with the nearest known name."""
     return tuple(
         Problem(variable=name, reason="unknown variable, ignored", cure=_nearest(name, known))
         for name in sorted(environ)

@@ -103,7 +103,7 @@ class NameRefresher:
             port.set_addresses(self.addresses)
 
     def unsubscribe(self, port: Port) -> None:
-        """Tell `port` nothing more."""
+        """Stop updating `port`."""
         self._ports.remove(port)
 
     def tell(self, use: Callable[[Sequence[Address]], None]) -> None:

@@ -113,5 +113,5 @@ class Forwarder:
             self.listener.refuse()
 
     def close(self) -> None:
-        """Give the port up; established connections go on."""
+        """Close the port; established connections go on."""
         self.listener.close()

@@ -32,7 +32,8 @@ _BACKLOG = 4096
 # Clients accepted in one turn. Four in a row cost less than four turns, and connections that are
 # established wait no longer than that.
 _ACCEPTS = 4
-# A port that could not listen tries again after so long, doubled each time up to the last.
+# The pause before a port that could not listen tries again; doubled each time, up to the second
+# value.
 _RETRY_FIRST_S = 1.0
 _RETRY_LAST_S = 30.0
 # Errors of the new connection, not of the listener (accept(2), "Error handling"). After so many in
@@ -106,7 +107,7 @@ class Listener:
             )
 
     def close(self) -> None:
-        """Give the port up; established connections go on."""
+        """Close the port; established connections go on."""
         was_listening = self._stop()
         for sock in self._sockets:
             sock.close()

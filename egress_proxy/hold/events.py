@@ -125,7 +125,7 @@ class RoleFailed(Event, name="role.failed", level="warning"):
 
 
 class HoldWarning(Event, name="hold.warning", level="warning"):
-    """Something that `hold` can go on with. `variable` is the one to look at."""
+    """A problem that does not stop `hold`. `variable` is the one to look at."""
 
     variable: str
     value: str | None

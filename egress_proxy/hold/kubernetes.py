@@ -163,7 +163,7 @@ class KubernetesClient:
 
 
 def _decoded_lease(request: Request, answer: Answer) -> Lease:
-    """The lease in an answer: a write without one was applied all the same, most likely."""
+    """The Lease in an answer; if a write's answer has none, it was probably still applied."""
     try:
         return object_json.decode_lease(answer.body)
     except ValueError as error:

@@ -87,7 +87,7 @@ class Labels:
             )
 
     def show_gateway(self, *, heard: bool) -> None:
-        """Say on the own pod whether it hears the gateway."""
+        """Annotate the own pod with whether the gateway answers it."""
 
         async def annotate() -> None:
             value = HEARD if heard else SILENT

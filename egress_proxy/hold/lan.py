@@ -48,7 +48,7 @@ _BATCH = 64
 class Lan:
     """The LAN that `interface` is on, whose own Ethernet address is `mac`.
 
-    `hear` is called with each claim of a reserved address, and each sign of life of a gateway.
+    `hear` is called with each claim of a reserved address, and each frame of a gateway.
     """
 
     def __init__(

@@ -166,7 +166,7 @@ def judge_gateway(turn: Turn) -> None:
 
 
 def pods_listed(turn: Turn, pods: tuple[Pod, ...] | None) -> None:
-    """While a gateway is silent here: does a standby hear it?"""
+    """While a gateway does not answer this pod: does it answer a standby?"""
     if turn.gateway_age_s <= GATEWAY_SILENT_S:
         return
     if any(hears_gateway(pod) for pod in others(turn, pods)):

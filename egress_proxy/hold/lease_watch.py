@@ -100,7 +100,7 @@ async def watch(
 
 
 def backoff_s(failures: int) -> float:
-    """The pause after so many failures in a row, none included."""
+    """The pause after this number of failures in a row, which may be 0."""
     if not failures:
         return 0.0
     longest = min(_FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), _LAST_PAUSE_S)
@@ -132,7 +132,7 @@ async def _session(
         async for line in _until_silence(lines):
             event = object_json.decode_event(line)
             if event.type == "ERROR":
-                # Most often 410: the version is too old to go on from.
+                # Most often 410: the version is too old to continue from.
                 raise ApiUnavailable(str(request), event.status.message or event.status.reason)
             if event.lease is not None and event.lease.name == lease.name:
                 yield None if event.type == "DELETED" else event.lease

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from egress_proxy.hold.objects import Pod
     from egress_proxy.hold.states import Turn
 
-# `run` hears of a deprecated address within a millisecond, and resets some thousand sessions.
+# `run` is notified of a deprecated address within a millisecond, and resets some thousand sessions.
 DEPRECATED_S = 0.1
 SEEK_INTERVAL_S = 1.0
 
@@ -56,7 +56,7 @@ def leave_at_once(turn: Turn, reason: str = "a stop was requested") -> None:
 
 
 def pods_listed(turn: Turn, pods: tuple[Pod, ...] | None) -> None:
-    """Send the clients to a Ready pod, best to one that hears the gateway."""
+    """Send the clients to a Ready pod, preferably one that the gateway answers."""
     state = turn.state
     if state.phase != Phase.SEEKING:
         return

@@ -139,7 +139,7 @@ def decode_pods(text: bytes) -> list[Pod]:
 
 
 def decode_event(line: bytes) -> WatchEvent:
-    """One line of a watch of leases; raises ValueError too for a type that is none."""
+    """One line of a watch of leases; raises ValueError, also for an unknown type of event."""
     event = _event.decode(line)
     if event.type == "ERROR":
         return WatchEvent("ERROR", status=_status.decode(event.object))

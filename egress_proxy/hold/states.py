@@ -84,7 +84,7 @@ Kind: TypeAlias = Literal["read", "acquire", "renew", "release"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that is not answered yet; a write was judged on `base`."""
+    """A request that is not answered yet; a write was decided on `base`."""
 
     kind: Kind
     sent_at: float
@@ -102,11 +102,11 @@ class State:
     # Whether the kernel had the addresses when this process started.
     inherited: bool = False
 
-    # The Lease as observed: since when it has been seen as it is. None: the observation starts anew
-    # with the next answer, because without answers a Lease looks the same for ever.
+    # Since when the observed Lease has not changed. None: the observation starts with the next
+    # answer, because without answers a Lease never seems to change.
     lease: Lease | None = None
     changed_at: float | None = None
-    # When the API server last answered a read of ours.
+    # When the API server last answered a read of this pod.
     read_at: float = -NEVER
 
     # The Lease as this pod has written it; None: it is not this pod's.
@@ -115,7 +115,7 @@ class State:
     valid_until: float = -NEVER
     confirmed: bool = False
     unconfirmed_at: float = -NEVER
-    # The address is to be dropped or is dropped, and the Lease still to be given back.
+    # The address was or will be dropped, and the Lease must still be released.
     giving_back: bool = False
 
     pending: Request | None = None
@@ -185,7 +185,7 @@ class Turn:
         self.do(Read())
 
     def write(self, kind: Kind, lease: Lease, base: Lease | None) -> None:
-        """Write `lease`, as judged on `base`: its resource version is the condition."""
+        """Write `lease`, on condition that the server still has the resource version of `base`."""
         version = "" if base is None else base.resource_version
         self.state.pending = Request(kind, self.now, base)
         self.do(Write(replace(lease, resource_version=version), acquire=kind == "acquire"))

@@ -1,1 +1,1 @@
-"""`egress-proxy init`: give the pod its reserved address and its way out, then exit."""
+"""`egress-proxy init`: gives the pod its reserved address and default route, then exits."""

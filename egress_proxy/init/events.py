@@ -13,7 +13,7 @@ class InitStep(Event, name="init.step", level="debug"):
 
 
 class InitWarning(Event, name="init.warning", level="warning"):
-    """Something that `init` can go on with. `variable` is the one to look at."""
+    """A problem that does not stop `init`. `variable` is the one to look at."""
 
     variable: str
     value: str | None

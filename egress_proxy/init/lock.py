@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NAME = "\0egress-proxy init"
-# Several times what an init takes that waits for everything it may wait for.
+# Several times the duration of an init that waits for the maximum everywhere.
 _TIMEOUT_S = 60.0
 # More than ever wait at the same time.
 _BACKLOG = 64

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What is observed, what would be changed, and what is to be said about it.
+    """The observed state, the changes that init would make, and the problems.
 
     `steps` are commands of ip(8) and sysctl(8); there are none when everything is in place, or when
     the egress interface is missing. `problems` would make init fail; `warnings` would not.

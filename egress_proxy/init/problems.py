@@ -1,6 +1,6 @@
 """What prevents `init` from working, as problems with a cure. Pure.
 
-`unmet_preconditions` and `find_warnings` judge the observed state; the other functions describe a
+`unmet_preconditions` and `find_warnings` check the observed state; the other functions describe a
 step that failed.
 """
 

@@ -1,4 +1,4 @@
-"""nft(8), which speaks to the kernel: list our table, try a text, commit it.
+"""Runs nft(8), which configures the kernel: list our table, try a text, commit it.
 
 The program is in the image. This module uses nft's text, not its JSON, which in nft 1.0.6
 loses the policy of a ct timeout, can't declare a map to an address with a port, and crashes on some
@@ -29,7 +29,7 @@ class NoNftError(FileNotFoundError):
 
 
 def list_table() -> str:
-    """Our table as nft lists it, without what its counters hold; empty when there is none.
+    """Our table as nft lists it, without the values of counters; empty when there is none.
 
     Raises OSError with what nft says.
     """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _GROUPS = 0x1 | 0x10 | 0x100
 # Only the fact that a message came is used; a longer one is cut.
 _MESSAGE = 4096
-# When reading the state fails, it is read again after so long.
+# The pause before the state is read again after a failure.
 _RETRY_S = 1.0
 
 

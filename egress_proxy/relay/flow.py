@@ -147,7 +147,7 @@ class Flow:
         self.opposite.discard()
         self._owner.cause = self._owner.cause or self.reset_reason
         self.source_broken = True
-        # Read on until recv itself says that there is no more.
+        # Read until recv itself reports the end.
         self._short_read_drains = False
         self._readable = True
         if not self.open:
@@ -161,7 +161,7 @@ class Flow:
             self.move()
 
     def discard(self) -> None:
-        """Move nothing more, and give up what is buffered."""
+        """Stop moving octets, and drop those that are buffered."""
         self.open = False
         self.write_blocked = False
         self._buffered = None
@@ -252,7 +252,7 @@ class Flow:
         return not self.write_blocked
 
     def _splice(self, pipe: Pipe) -> bool:
-        """Move one pipe's worth; whether to go on."""
+        """Move at most one pipe of octets; returns whether to continue."""
         self._pipe = pipe
         try:
             count = os.splice(

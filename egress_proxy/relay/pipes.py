@@ -55,7 +55,7 @@ class PipePool:
         return pipe
 
     def give_back(self, pipe: Pipe, *, empty: bool) -> None:
-        """Take `pipe` back; a pipe that still holds octets is closed, never reused."""
+        """Return `pipe` to the pool; a pipe that still holds octets is closed, never reused."""
         if empty:
             self._idle.append(pipe)
         else:

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 # After SIGTERM clients still come until every node knows that the pod is terminating.
 _WITHDRAWAL_S = 2.0
-# Two SIGUSR1 within so long are one.
+# Two SIGUSR1 within this time count as one.
 _ONE_SIGNAL_S = 0.25
 
 

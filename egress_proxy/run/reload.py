@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from egress_proxy.config.files import Version
 
 POLL_S = 1.0
-# Destinations that the pod can't take are tried again after so long, doubled each time.
+# The pause before destinations that the pod can't serve are tried again; doubled each time.
 RETRY_FIRST_S = 1.0
 RETRY_LAST_S = 30.0
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from egress_proxy.forwarding.connection import Connection
     from egress_proxy.telemetry.sessions import Query
 
-# So many are looked at before the event loop turns, which takes about a millisecond.
+# How many sessions are read per turn of the event loop: about a millisecond's work.
 _PER_TURN = 1000
 
 

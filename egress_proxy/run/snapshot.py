@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from egress_proxy.telemetry.counters import Counters
     from egress_proxy.telemetry.sessions import Query, SessionList
 
-# So many are looked at before the event loop turns; each is about half a millisecond's work.
+# How many are read per turn of the event loop: about half a millisecond's work for each kind.
 _CONNECTIONS_PER_TURN = 1000
 _DESTINATIONS_PER_TURN = 100
 
