@@ -5,9 +5,9 @@
     EgressProxyError
     └── ApiError
         ├── ApiConflict           409: another client has changed the object, or it exists already
-        ├── ApiRejected           another answer that says no; nothing was changed ├──
-        ApiTooManyRequests    429: nothing was changed; ask again after `retry_after_s` └──
-        ApiUnavailable        no answer, or one that leaves it open: it may have been applied
+        ├── ApiRejected           another answer that refuses it; nothing was changed
+        ├── ApiTooManyRequests    429: nothing was changed; ask again after `retry_after_s`
+        └── ApiUnavailable        no answer, or an unclear one: it may have been applied
 
 An answer of 500 and above is `ApiUnavailable`: etcd's own timeouts come as 500 and 504, after a
 write that may still be carried out.
