@@ -113,10 +113,6 @@ def _write_record(event: Event) -> None:
 
 def _write_text(text: str) -> None:
     # None where descriptor 2 is closed; print would then choose stdout.
-    if sys.stderr is None:
-        return
-    try:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - problems go to stderr, logs to stdout
-    except OSError:
-        # With text left in its buffer the interpreter would exit with status 120.
-        sys.stderr = None
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)  # noqa: T201 - problems go to stderr

@@ -200,11 +200,16 @@ class Pages:
 async def _metrics_text(status: Shared[Status]) -> bytes:
     # Before Linux 6.2 counting the descriptors of many connections takes milliseconds.
     process = await asyncio.to_thread(read_process)
-    parts = []
-    for part in metrics.exposition(await status.get(), process):
-        parts.append(part)
+    return await join_in_turns(metrics.exposition(await status.get(), process))
+
+
+async def join_in_turns(parts: Iterable[bytes]) -> bytes:
+    """`parts` as one, with a turn of the event loop after each."""
+    made = []
+    for part in parts:
+        made.append(part)
         await asyncio.sleep(0)
-    return b"".join(parts)
+    return b"".join(made)
 
 
 def _text(status: int, text: str, more: tuple[tuple[str, str], ...] = ()) -> Answer:

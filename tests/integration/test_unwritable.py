@@ -32,3 +32,12 @@ def test_a_warning_does_not_keep_it_from_starting(redirection: str) -> None:
     # `check --offline` writes the same warning.
     environ = {f"{P}DESTINATION": "80 192.0.2.1", f"{P}DESTINATIONS": "80 192.0.2.1"}
     assert status_of(f"{COMMAND} check --offline {redirection}", **environ) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_socket_gets_the_number_of_a_standard_descriptor(closed: str) -> None:
+    program = (
+        "import os, socket; from egress_proxy.failures import fill_standard_descriptors as fill; "
+        "fill(); os._exit(socket.socket().fileno())"
+    )
+    assert status_of(f"{sys.executable} -c '{program}' {closed}") == 3
