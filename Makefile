@@ -26,24 +26,24 @@ test: install ## run all tests but those of the images (WORKERS: how many at onc
 FUZZ_EXAMPLES ?= 20000
 
 .PHONY: fuzz
-fuzz: install ## hold many more random lives of a connection against the model (FUZZ_EXAMPLES)
+fuzz: install ## test many more random connections against the model (FUZZ_EXAMPLES)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_flow_properties.py
 
 MINUTES ?= 3
 
 .PHONY: soak
-soak: install ## clients with random lives while everything around fails (MINUTES)
+soak: install ## random clients, while everything around the proxy fails (MINUTES)
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
 .PHONY: coverage
-coverage: install ## run the same tests, and show what of the package they cover
+coverage: install ## run the same tests, and show the coverage of the package
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m $(PYTEST)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 .PHONY: docs
-docs: install ## make the documents that are made from the code
+docs: install ## write the documents that are generated from the code
 	$(BIN)/python -m docs.metrics
 	$(BIN)/python -m docs.log_events
 	$(BIN)/python -m docs.configuration
@@ -66,7 +66,7 @@ types: install ## check types
 	$(BIN)/mypy
 
 .PHONY: format
-format: install ## mend what can be mended by itself
+format: install ## format the code, and fix what can be fixed automatically
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -89,11 +89,11 @@ $(VENV)/image-tools: images/tools.txt | install
 	@touch $@
 
 .PHONY: base
-base: ## make the base image anew from Debian packages, with their latest updates
+base: ## build the base image from Debian packages, with their latest updates
 	images/base.sh $(BASE)
 
 .PHONY: lock
-lock: $(VENV)/image-tools ## pin the images' requirements anew (UPGRADE=1: to the latest)
+lock: $(VENV)/image-tools ## pin the images' requirements again (UPGRADE=1: to the latest)
 	$(BIN)/python images/lock.py $(if $(UPGRADE),--upgrade)
 
 .PHONY: manifests
@@ -116,13 +116,13 @@ sbom: images ## write the images' bills of materials (CycloneDX) into dist/
 	images/sbom.sh
 
 .PHONY: audit
-audit: $(VENV)/image-tools ## look the pinned packages up in the advisory database (needs the internet)
+audit: $(VENV)/image-tools ## look up the pinned packages in the advisory database (needs the internet)
 	for lock in images/requirements-build.txt images/*/requirements.txt; do \
 		$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $$lock || exit; \
 	done
 
 .PHONY: release-check
-release-check: sbom manifests ## what stands between this tree and a release
+release-check: sbom manifests ## list what is missing for a release
 	images/release-check.sh
 
 # Measure with a distribution's own Python, as in the images, where it is new enough.
@@ -172,7 +172,7 @@ bench-redirect: $(BENCH_VENV)/installed ## compare redirect mode's rules with pl
 	$(BENCH_VENV)/bin/python -m bench.redirect --rounds $(or $(ROUNDS),5)
 
 .PHONY: bench-ha
-bench-ha: install $(BENCH_VENV)/installed ## measure who has the address when something fails (ROUNDS, OUT)
+bench-ha: install $(BENCH_VENV)/installed ## measure the time without the address when something fails (ROUNDS, OUT)
 	$(BIN)/python -m bench.availability --command $(BENCH_VENV)/bin/egress-proxy \
 		--rounds $(or $(ROUNDS),10) --out $(or $(OUT),docs/benchmarks/ha.md)
 

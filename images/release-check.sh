@@ -1,5 +1,5 @@
 #!/bin/bash
-# Says what stands between this tree and a release of it, all of it in one go.
+# Lists everything that is missing for a release of this tree.
 set -euo pipefail
 
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' egress_proxy/__init__.py)

@@ -1,4 +1,4 @@
-"""The alert rules of `deploy/monitoring`, and promtool, which judges and tests them."""
+"""The alert rules of `deploy/monitoring`, and promtool, which checks and tests them."""
 
 from __future__ import annotations
 

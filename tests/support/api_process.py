@@ -1,4 +1,4 @@
-"""The stand-in for the Kubernetes API server as tests use it: started, spoilt, mended, stopped."""
+"""Starts the stand-in for the Kubernetes API server, makes it fail and work again, stops it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class ApiProcess(Administrator):
         return answer
 
     def ask(self, method: str, path: str, body: object = None, *, content_type: str = JSON) -> Any:  # noqa: ANN401 - any JSON
-        """The answer to a request of the administrator, whom no fault concerns."""
+        """The answer to a request of the administrator, which no injected fault affects."""
         asked = {"method": method, "path": path, "body": body, "type": content_type}
         answer = self.order(ask=asked)
         if answer["status"] >= 300:

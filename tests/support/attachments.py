@@ -21,7 +21,7 @@ Config = dict[str, Any]
 
 
 def require_plugins() -> None:
-    """Skip, or fail in continuous integration, where the CNI plugins are not installed."""
+    """Skip if the CNI plugins are not installed; fail in continuous integration."""
     if not all((PLUGINS / name).exists() for name in ("macvlan", "static", "tuning")):
         do_without(f"no CNI plugins in {PLUGINS}: apt-get install containernetworking-plugins")
 

@@ -1,4 +1,4 @@
-"""``make demo``: the main job before a person's eyes, in namespaces that vanish afterwards.
+"""``make demo``: shows the main job, in network namespaces that are removed afterwards.
 
 The laboratory and the pod are those of the tests; here is only what is said about them. The exit
 status is 0 only if the outside saw the reserved address on every connection.
@@ -66,22 +66,22 @@ def introduce(user: int) -> None:
     who = "root" if user == 0 else f"user {user}, who is root in a user namespace"
     say(
         f"Made of network namespaces, by {who}. Nothing else on this machine is touched, and "
-        "nothing is left over. All addresses are reserved for documentation."
+        "everything is removed at the end. All addresses are reserved for documentation."
     )
     show(PICTURE)
     say(
-        "The outside has no way back to the cluster, as behind a firewall that lets in one "
-        "reserved address: the pod's own address would get no answer. Names are known to the "
-        f"cluster's DNS alone, {CLUSTER_DNS.v4} behind the node."
+        "The outside answers only the reserved address, like a firewall that admits one address; "
+        "it has no route to the cluster, so the pod's own address would get no answer. Only the "
+        f"cluster's DNS server, {CLUSTER_DNS.v4} behind the node, knows the names."
     )
 
 
 def show_init(deployment: Deployment) -> None:
     heading("2. The init container")
-    say("egress-proxy init, with the capabilities NET_ADMIN and NET_RAW, is told:")
+    say("egress-proxy init, with the capabilities NET_ADMIN and NET_RAW, gets:")
     show_env(INIT_ENV)
     records = deployment.init(EGRESS_ROUTER_DEBUG="1")
-    say("It moves the pod's way out to macvlan0. In the words of iproute2, it did this:")
+    say("It moves the pod's default route to macvlan0. Its changes, as commands:")
     show("\n".join(record["command"] for record in records if record["event"] == "init.step"))
     show_record(records[-1])
 
@@ -90,7 +90,7 @@ def show_run(deployment: Deployment) -> Process:
     heading("3. The main container")
     say(
         "egress-proxy run, as an ordinary user without any capability and with a read-only file "
-        "system, is told:"
+        "system, gets:"
     )
     show_env(RUN_ENV)
     proxy = deployment.start()
@@ -117,7 +117,7 @@ def show_connection(deployment: Deployment, proxy: Process, port: int) -> str:
     show(
         f"the client {CLIENT.v4} asks {POD.v4}:{port}: {request}\n"
         f"{address}:{remote_port} outside is asked by {seen}, {verdict}\n"
-        f"the client is answered: {response}"
+        f"the client receives: {response}"
     )
     show_record(proxy.wait_for("connection.closed", listener=port))
     return seen

@@ -143,7 +143,7 @@ class Deployment(ExitStack):
         successor.rename(self._resolv_conf)
 
     def take_source(self, **more_env: str) -> None:
-        """Change the pod's network as init does, by its plan, without a word to the LAN.
+        """Change the pod's network as init does, by its plan, without sending on the LAN.
 
         For tests of the main container: init asks and tells for two seconds.
         """

@@ -1,4 +1,4 @@
-"""A scripted DNS server: a zone that a test changes while it runs, and a list of what was asked.
+"""A scripted DNS server: a zone that a test changes while it runs, and a list of the queries.
 
 It has one address, on UDP and TCP, and answers from `DnsServer.zone` alone; what the zone does not
 have does not exist (NXDOMAIN). That, and what is empty, may be remembered for `NEGATIVE_TTL_S`, as
@@ -39,7 +39,7 @@ _DATAGRAM_BYTES = 65535
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Name:
-    """What the zone says of a name.
+    """The entry of a name in the zone.
 
     `rcode` is said to questions of one kind, `failing`, or to all. `truncated` is over UDP only,
     and TCP has the whole answer.
@@ -67,7 +67,7 @@ class Query:
 def answer(
     request: dns.message.Message, zone: Mapping[str, Name], transport: Transport
 ) -> dns.message.Message:
-    """What `zone` says to `request`, CNAMEs followed; the order of addresses is random."""
+    """The answer of `zone` to `request`, CNAMEs followed; the order of addresses is random."""
     response = dns.message.make_response(request)
     response.flags |= dns.flags.AA | dns.flags.RA
     owner, kind = request.question[0].name, request.question[0].rdtype

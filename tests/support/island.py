@@ -108,7 +108,7 @@ class Island:
         return self._peers.enter_context(client)
 
     def accept(self, count: int) -> list[socket.socket]:
-        """The upstreams of the next so many clients."""
+        """The upstreams of the next `count` clients."""
         self.remote.settimeout(TIMEOUT_S)
         made = [self._peers.enter_context(self.remote.accept()[0]) for _ in range(count)]
         for upstream in made:
@@ -116,7 +116,7 @@ class Island:
         return made
 
     def clients(self, count: int, port: int) -> list[socket.socket]:
-        """So many clients, each taken in by the command."""
+        """`count` clients, each accepted by the command."""
         before, made = self.active(), list[socket.socket]()
 
         def connect() -> None:
@@ -131,7 +131,7 @@ class Island:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """The command does nothing meanwhile."""
+        """The command is stopped meanwhile."""
         os.kill(self.process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         try:

@@ -48,7 +48,7 @@ DEFAULT = Host.of("0.0.0.0/0", "::/0")
 
 
 class Lab(ExitStack):
-    """The topology of this module, ready for traffic; the pod's ``macvlan0`` is down and bare.
+    """The topology of this module, ready for traffic; ``macvlan0`` is down, without address.
 
     `rp_filter` is the reverse-path filter of every namespace: 1 is strict (RFC 3704), which
     distributions differ in and which drops what returns over another interface. Raises

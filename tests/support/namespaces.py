@@ -1,4 +1,4 @@
-"""Linux namespaces by system call: become root of one's own, make networks, start commands inside.
+"""Linux namespaces by system call: become root in a new one, make networks, start commands inside.
 
 Python 3.11 has no ``os.unshare`` and no ``os.setns``, and a bare machine has no iproute2; libc has
 both calls. A network namespace lives exactly as long as something holds it, so a crash or a
@@ -59,7 +59,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabUnavailableError(Exception):
-    """This machine does not let us make network namespaces; the text says what it refused."""
+    """This machine does not allow network namespaces; the text says what it refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def become_root() -> None:
 
 
 def _refusal(flags: int) -> str | None:
-    """What the kernel says to `unshare(flags)` and a first use of it, tried in a child process."""
+    """The kernel's answer to `unshare(flags)` and a first use of it, tried in a child process."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -168,7 +168,7 @@ def _mount(source: str, target: str, flags: int, kind: str = "") -> None:
 
 
 def _make_read_only(target: str) -> None:
-    """Take away writing from all that is mounted at `target` and below (mount_setattr(2))."""
+    """Make all mounts at `target` and below read-only (mount_setattr(2))."""
     attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
     arguments = (_AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, len(attributes))
     # libc has no wrapper before glibc 2.36, and musl none at all.
@@ -195,7 +195,7 @@ def _drop_capabilities(*, keep: tuple[str, ...]) -> None:
 
 
 def _allow_system_calls(names: tuple[str, ...]) -> None:
-    """Make the kernel say ENOSYS to all others, from now on (seccomp_init(3))."""
+    """Make the kernel return ENOSYS for all others, from now on (seccomp_init(3))."""
     seccomp = ctypes.CDLL("libseccomp.so.2")
     seccomp.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(seccomp.seccomp_init(_SCMP_ACT_ERRNO | errno.ENOSYS))

@@ -64,7 +64,7 @@ class Namespace:
         self.netlink(lambda ip: ip.link("set", index=1, state="up"))
 
     def close(self) -> None:
-        """Let go of it: the kernel removes it once no process and no socket is left in it."""
+        """Release it: the kernel removes it once no process and no socket is left in it."""
         os.close(self.descriptor)
 
     def enter(self) -> None:
@@ -142,7 +142,7 @@ class Namespace:
         return self.call(lambda: socket.if_nametoindex(interface))
 
     def join(self, interface: str, other: Namespace, other_interface: str) -> None:
-        """Lay a cable (veth) between two new interfaces, both down."""
+        """Make a veth pair: two connected interfaces, both down."""
         peer = {"ifname": other_interface, "net_ns_fd": other.descriptor}
         self.netlink(lambda ip: ip.link("add", ifname=interface, kind="veth", peer=peer))
 
@@ -164,7 +164,7 @@ class Namespace:
         self.netlink(ask)
 
     def route(self, destination: Host, gateway: Host) -> None:
-        """Send what goes to the networks of `destination` over `gateway`."""
+        """Add routes to the networks of `destination` by `gateway`."""
 
         def ask(ip: IPRoute) -> None:
             for target, hop in zip(destination.interfaces, gateway.interfaces, strict=True):

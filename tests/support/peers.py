@@ -85,7 +85,7 @@ class Peer:
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Send a RST and be gone."""
+        """Send a RST and close."""
         reset(self.sock)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Commands: what they write, the records of one under test as they come, and an end in any case."""
+"""Runs commands, reads their output and log records, and always ends them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Command:
 
 
 class Process(Command):
-    """A running command whose stdout is JSON lines, one record a line.
+    """A running command whose stdout is JSON lines, one record per line.
 
     A thread reads stdout, so that a command never waits for a test to read. `stop` is the way to
     see it end by itself.
@@ -159,7 +159,7 @@ class Process(Command):
         self.wait()
 
     def freeze(self) -> None:
-        """Let it not run until `thaw`."""
+        """Stop it (SIGSTOP) until `thaw`."""
         os.kill(self.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED)
 

@@ -1,4 +1,4 @@
-"""One end of a connection that acts at random, and what is known of it: the model of TCP's promise.
+"""One end of a connection that acts at random, and the model of what TCP promises for it.
 
 What one end reads is a piece of what the other has sent, from its start; and all of it, if the
 stream ends with a FIN.

@@ -72,7 +72,7 @@ class CountingPipes(PipePool):
 
 
 class Recorder:
-    """An observer that keeps what it sees, and wakes who waits for it."""
+    """An observer that stores events, and wakes the tasks that wait for them."""
 
     def __init__(self) -> None:
         self.records: list[Event] = []
