@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from egress_proxy.hold.events import AddressDropped, HoldActive
 from egress_proxy.hold.states import Role
-from egress_proxy.telemetry.admin import Answer
+from egress_proxy.telemetry.pages import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.run_variables import AdminListen
     from egress_proxy.errors import Problem
-    from egress_proxy.telemetry.admin import AdminServer, StatusSource
+    from egress_proxy.telemetry.admin import AdminServer
+    from egress_proxy.telemetry.pages import StatusSource
 
 
 class AdminPort:
@@ -51,7 +52,8 @@ class AdminPort:
         if not self._sockets:
             return
         # A daemon without this port does not pay for HTTP.
-        from egress_proxy.telemetry.admin import AdminServer, Pages  # noqa: PLC0415 - see above
+        from egress_proxy.telemetry.admin import AdminServer  # noqa: PLC0415 - see above
+        from egress_proxy.telemetry.pages import Pages  # noqa: PLC0415 - see above
 
         self._server = AdminServer(Pages(source))
         await self._server.start(self._sockets)

@@ -16,7 +16,8 @@ import pytest
 from egress_proxy.config.run_variables import AdminListen
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.run.admin_port import AdminPort
-from egress_proxy.telemetry.admin import MAX_CLIENTS, MAX_WAITING, AdminServer, Pages, join_in_turns
+from egress_proxy.telemetry.admin import MAX_CLIENTS, MAX_WAITING, AdminServer
+from egress_proxy.telemetry.pages import Pages, join_in_turns
 from tests.support.peers import Peer
 from tests.support.rig import turns
 from tests.support.statuses import Shown, destination, status

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from egress_proxy.telemetry.admin import AdminServer, Pages, _policy
+from egress_proxy.telemetry.admin import AdminServer
+from egress_proxy.telemetry.pages import Pages, _policy
 from egress_proxy.telemetry.status import ConnectTimes, Failure, Reloads, Source, Upstream
 from tests.support.needs import do_without
 from tests.support.statuses import Shown, destination, name, status
