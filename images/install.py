@@ -77,7 +77,7 @@ def drop_commands(directory: Path, keep: set[str]) -> None:
 
 
 def compile_tree(tree: Path, *, strip: str = "") -> None:
-    """Compile now what nobody can compile later on a read-only root.
+    """Compile all modules now, because the root is read-only at run time.
 
     Unchecked hashes, for the default would write the sources' time stamps into the files.
     """
