@@ -56,7 +56,7 @@ def inventory(image: str) -> tuple[dict[str, int], set[str]]:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_nothing_is_inside_to_build_install_or_rise_with(image: str) -> None:
+def test_no_tool_to_build_install_or_gain_privileges_is_in_the_image(image: str) -> None:
     files, distributions = inventory(image)
     commands = {path.rpartition("/")[2] for path in files if "/bin/" in path or "/sbin/" in path}
     assert commands <= {"egress-proxy", "nft", "python", "python3", "python3.13"}

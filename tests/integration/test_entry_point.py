@@ -34,7 +34,7 @@ def environ() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", ["run", "hold"])
-def test_sigterm_is_heard_before_the_slow_imports(command: str) -> None:
+def test_sigterm_is_handled_before_the_slow_imports(command: str) -> None:
     """Only a process that ignored it would go on to read its (missing) configuration."""
     program = (
         "import builtins, os, signal, sys\n"

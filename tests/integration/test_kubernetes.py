@@ -205,7 +205,9 @@ async def test_an_ipv6_server(tmp_path: Path) -> None:
         await client.close()
 
 
-async def test_an_answer_of_500_leaves_a_write_open(api: ApiProcess, cluster: StandIn) -> None:
+async def test_after_an_answer_of_500_a_write_may_have_been_applied(
+    api: ApiProcess, cluster: StandIn
+) -> None:
     async with client_of(cluster) as client:
         api.order(broken=1)
         with pytest.raises(ApiUnavailable, match="500"):

@@ -89,7 +89,7 @@ async def test_clients_that_come_together_are_no_more_than_the_maximum() -> None
     assert most == 2
 
 
-async def test_out_of_descriptors_listeners_rest_and_come_back() -> None:
+async def test_out_of_descriptors_listeners_pause_and_resume() -> None:
     """Established pairs go on meanwhile, nothing spins, and nothing is lost."""
 
     class Counting(Reactor):

@@ -132,7 +132,7 @@ async def test_established_connections_are_untouched_by_a_change() -> None:
         assert await client.receive(7) == b"so am I"
 
 
-async def test_checks_find_out_before_a_client_does() -> None:
+async def test_checks_find_a_failure_before_a_client_does() -> None:
     async with Rig() as rig:
         rig.forwarder.set_addresses((GOOD, REFUSING))
         checks = HealthChecks(

@@ -126,7 +126,7 @@ async def test_a_file_that_stays_away_is_rejected_and_comes_back(tmp_path: Path)
         assert await watched.ports() == (2,)
 
 
-async def test_who_asks_is_answered_although_nothing_has_changed(tmp_path: Path) -> None:
+async def test_a_requested_reload_is_answered_although_nothing_has_changed(tmp_path: Path) -> None:
     async with watching(tmp_path) as watched:
         watched.reload.request()
         assert await watched.ports() == (1,)

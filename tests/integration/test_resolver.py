@@ -80,7 +80,7 @@ async def test_without_an_ipv6_source_there_is_no_ipv6_query(server: DnsServer) 
     assert {query.kind for query in server.queries} == {"A"}
 
 
-async def test_a_chain_of_aliases_is_as_old_as_its_shortest_link(server: DnsServer) -> None:
+async def test_a_chain_of_aliases_has_the_shortest_ttl(server: DnsServer) -> None:
     server.zone.update(
         {
             NAME: Name(cname="a.example.net", ttl_s=300),
@@ -100,7 +100,7 @@ async def test_sixty_addresses_that_fit_only_into_tcp(server: DnsServer) -> None
     assert [query.transport for query in server.asked(NAME)] == ["udp", "tcp"]
 
 
-async def test_more_addresses_than_anyone_rotates_through(server: DnsServer) -> None:
+async def test_more_addresses_than_the_rotation_uses(server: DnsServer) -> None:
     many = tuple(str(ip_address(0xC6330000 + number)) for number in range(600))
     server.zone[NAME] = Name(a=many, truncated=True)
     async with resolving(server, families={socket.AF_INET}) as resolver:

@@ -66,7 +66,7 @@ def greeted(_number: int) -> bytes:
 
 
 @pytest.mark.usefixtures("greeter")
-def test_a_thousand_clients_and_not_one_fails(deployment: Deployment) -> None:
+def test_none_of_a_thousand_clients_fails(deployment: Deployment) -> None:
     proxy = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"{PORT} {NAME}")
     proxy.wait_for("listener.opened", listener=PORT)
 

@@ -118,7 +118,9 @@ def test_the_kernel_drops_the_address_of_a_killed_hold(families: tuple[str, ...]
 
 
 @pytest.mark.parametrize("families", FAMILIES, ids="-".join)
-def test_a_frozen_hold_that_wakes_neither_speaks_nor_takes(families: tuple[str, ...]) -> None:
+def test_a_frozen_hold_that_wakes_sends_nothing_and_takes_nothing(
+    families: tuple[str, ...],
+) -> None:
     with running(families=families) as (nodes, spy, active, standby):
         frozen_at = monotonic()
         nodes.pods[active].running.freeze()
@@ -230,7 +232,7 @@ def test_a_slow_api_server_and_lost_answers_move_nothing() -> None:
         assert spy.gap_s(began_at) < NO_GAP_S
 
 
-def test_nobody_takes_over_without_the_api_server() -> None:
+def test_no_pod_takes_over_without_the_api_server() -> None:
     with running() as (nodes, spy, active, standby):
         nodes.api.order(silent=True)
         nodes.pods[active].running.wait_for("hold.unconfirmed")

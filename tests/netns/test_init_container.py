@@ -34,7 +34,7 @@ def allowed_system_calls() -> tuple[str, ...]:
     )
 
 
-def test_two_capabilities_and_nothing_to_write_to_are_enough(lab: Lab) -> None:
+def test_two_capabilities_and_a_read_only_root_are_enough(lab: Lab) -> None:
     init(lab, DUAL, capabilities=NEEDED, read_only=True).expect_done()
     assert_works(lab, DUAL, read_only=True)
 
@@ -49,7 +49,7 @@ def test_the_default_seccomp_profile_is_enough(lab: Lab) -> None:
     run_in_pod(lab, EGRESS_PROXY, "init", env=DUAL, container=container).expect_done()
 
 
-def test_a_profile_that_is_too_strict_is_told(lab: Lab) -> None:
+def test_a_profile_that_is_too_strict_is_reported(lab: Lab) -> None:
     allowed = tuple(name for name in allowed_system_calls() if name != "socket")
     container = Container(capabilities=NEEDED, system_calls=allowed)
     before = snapshot(lab.pod)

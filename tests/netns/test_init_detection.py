@@ -162,7 +162,7 @@ def test_a_gateway_that_answers_satisfies_the_requirement(lab: Lab) -> None:
     assert result.warnings == []
 
 
-def test_an_address_that_is_there_already_is_asked_for_all_the_same(lab: Lab) -> None:
+def test_an_address_that_is_there_already_is_still_probed_for(lab: Lab) -> None:
     """Two pods of one Multus attachment: the CNI gives both the address without a check."""
     lab.pod.configure("macvlan0", RESERVED)
     lab.gateway.configure("lan0", RESERVED)

@@ -107,7 +107,7 @@ def steps_of(result: Result) -> int:
     return int(result.expect_done()["steps"])
 
 
-def test_what_could_not_be_undone_is_told(lab: Lab, resolv_conf: Path) -> None:
+def test_what_could_not_be_undone_is_reported(lab: Lab, resolv_conf: Path) -> None:
     with Lab() as other:
         changes = changes_of(scripted(other, resolv_conf))
     last = len(changes) - 1

@@ -109,7 +109,7 @@ def test_two_default_routes(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_one_default_route_of_two_ways(lab: Lab, version: int) -> None:
+def test_a_multipath_default_route(lab: Lab, version: int) -> None:
     """Both lead to the same node, over another address of it."""
     lab.node.configure("pods0", Host.of("192.0.2.2/24", "2001:db8:0:2::2/64"))
     ways = (NODE_TO_PODS.v4, "192.0.2.2") if version == 4 else (NODE_TO_PODS.v6, "2001:db8:0:2::2")
@@ -123,7 +123,7 @@ def test_one_default_route_of_two_ways(lab: Lab, version: int) -> None:
     assert_works(lab, DUAL)
 
 
-def test_what_the_default_route_says_of_its_path_is_kept(lab: Lab) -> None:
+def test_the_metrics_of_the_default_route_are_kept(lab: Lab) -> None:
     """Clouds have an MTU there, and where it is lost, large packets are."""
     metrics = {"mtu": 1400, "advmss": 1300}
     change_routes(
@@ -216,7 +216,7 @@ def test_an_interface_whose_carrier_comes_late(lab: Lab) -> None:
         assert process.wait() == 0
 
 
-def test_a_wait_ends_with_the_news(lab: Lab) -> None:
+def test_a_wait_ends_with_the_change(lab: Lab) -> None:
     """The carrier comes after the first look, and nothing but the kernel's message tells of it."""
     lan0, macvlan0 = lab.node.index("lan0"), lab.pod.index("macvlan0")
     lab.node.netlink(lambda ip: ip.link("set", index=lan0, state="down"))

@@ -75,7 +75,7 @@ def test_a_client_on_another_subnet_reaches_the_pod(lab: Lab, family: str) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("host", [POD, CLIENT, CLUSTER_DNS])
-def test_neither_outside_nor_gateway_has_a_way_back_to_the_cluster(
+def test_neither_outside_nor_gateway_has_a_route_to_the_cluster(
     lab: Lab, host: Host, family: str
 ) -> None:
     for stranger in (lab.outside, lab.gateway):

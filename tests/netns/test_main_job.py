@@ -180,7 +180,7 @@ def read_to_end(end: socket.socket) -> bytes:
         return stream.read()
 
 
-def test_a_client_that_vanishes_is_let_go_at_the_idle_timeout(deployment: Deployment) -> None:
+def test_a_client_that_vanishes_ends_at_the_idle_timeout(deployment: Deployment) -> None:
     """Its link is cut, so that neither FIN nor RST ever comes."""
     process = deployment.start(EGRESS_DNS_PROXY_IDLE_TIMEOUT="500ms")
     process.wait_for("daemon.ready", listeners=len(ENDPOINTS))

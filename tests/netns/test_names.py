@@ -93,7 +93,7 @@ def test_names_that_exist_are_asked_for_once(deployment: Deployment) -> None:
     assert {query.name for query in deployment.dns.queries} == {NAME}
 
 
-def test_a_name_that_leads_to_the_pod_itself_serves_nobody(deployment: Deployment) -> None:
+def test_a_name_that_leads_to_the_pod_itself_serves_no_client(deployment: Deployment) -> None:
     """By any of its addresses, the proxy would connect to itself for as long as it can."""
     deployment.dns.zone[NAME] = Name(a=(POD.v4, "127.0.0.1", "169.254.169.254"))
     proxy = start(deployment)
@@ -179,7 +179,7 @@ def test_a_name_turns_to_an_address_that_the_pod_got_late(deployment: Deployment
     proxy.wait_for("destination.stale", addresses=[OUTSIDE.v4])
 
 
-def test_a_remote_address_that_becomes_the_pods_own_makes_no_circle(
+def test_a_remote_address_that_becomes_the_pods_own_makes_no_loop(
     deployment: Deployment,
 ) -> None:
     deployment.dns.zone[NAME] = Name(a=(LATE,))
@@ -232,7 +232,7 @@ def test_sessions_to_a_withdrawn_address_end_if_that_is_wanted(deployment: Deplo
     assert (closed["reason"], closed["address"]) == ("withdrawn", f"{OUTSIDE.v4}:{PORT}")
 
 
-def test_what_the_admin_denies_reaches_nobody(deployment: Deployment) -> None:
+def test_denied_addresses_are_never_reached(deployment: Deployment) -> None:
     deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4, OUTSIDE_SECOND.v4))
     proxy = start(deployment, EGRESS_DNS_PROXY_DENY=f"{OUTSIDE.v4}/32")
     reason = f"an address of the denied network {OUTSIDE.v4}/32"

@@ -399,7 +399,7 @@ def check(deployment: Deployment, *options: str, **more_env: str) -> tuple[int, 
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
-def test_check_knocks_at_the_gateway_and_at_every_door(deployment: Deployment) -> None:
+def test_check_probes_the_gateway_and_connects_to_every_address(deployment: Deployment) -> None:
     status, report, _ = check(deployment, "--connect")
     found = {finding["subject"]: finding for finding in report["findings"]}
     assert found["source"]["detail"] == RESERVED.v4

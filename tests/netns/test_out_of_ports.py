@@ -47,7 +47,7 @@ def cleanup() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_out_of_ports_listeners_rest_and_come_back(
+def test_out_of_ports_listeners_pause_and_resume(
     deployment: Deployment, proxy: Process, cleanup: ExitStack
 ) -> None:
     """Sessions go on meanwhile, hardly any time is spent, and the remote is not blamed."""

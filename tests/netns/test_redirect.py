@@ -221,7 +221,7 @@ def test_sctp(lab: Lab) -> None:
         assert (answerer, *struct.unpack_from("!HH", answer, 20)) == (POD.v4, 80, 5000)
 
 
-def test_ipv4_takes_two_capabilities_and_nothing_to_write_to(lab: Lab) -> None:
+def test_ipv4_needs_two_capabilities_and_no_writable_file(lab: Lab) -> None:
     container = Container(
         resolv_conf="/dev/null",
         read_only=True,
@@ -233,7 +233,7 @@ def test_ipv4_takes_two_capabilities_and_nothing_to_write_to(lab: Lab) -> None:
     assert through(lab, POD.v4, 80, OUTSIDE.v4, 8080) == RESERVED.v4
 
 
-def test_ipv6_without_forwarding_and_with_nothing_to_write_to_is_told(lab: Lab) -> None:
+def test_ipv6_without_forwarding_on_a_read_only_proc_is_reported(lab: Lab) -> None:
     env = DUAL | MODE | {"EGRESS_DESTINATION": BOTH_FAMILIES}
     before = snapshot(lab.pod)
     result = init(lab, env, read_only=True)

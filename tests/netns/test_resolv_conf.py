@@ -130,7 +130,7 @@ def test_resolv_conf_loses_its_search_list(rewritten: Deployment, second: DnsSer
     assert not second.asked(SEARCHED)
 
 
-def test_resolv_conf_has_less_patience(rewritten: Deployment) -> None:
+def test_resolv_conf_has_a_shorter_timeout(rewritten: Deployment) -> None:
     """Left to itself, c-ares would ask three times, in 14 s."""
     rewritten.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=LONG_S)
     proxy = start(rewritten)
@@ -147,7 +147,7 @@ def test_resolv_conf_has_less_patience(rewritten: Deployment) -> None:
     assert [query.name for query in rewritten.dns.queries] == [NAME, NAME]
 
 
-def test_resolv_conf_wants_its_servers_in_turn(rewritten: Deployment, second: DnsServer) -> None:
+def test_resolv_conf_has_the_option_rotate(rewritten: Deployment, second: DnsServer) -> None:
     # c-ares throws dice: with so many names, no server is left out in a million years.
     names = [f"{number}.example.com" for number in range(40)]
     for server in (rewritten.dns, second):

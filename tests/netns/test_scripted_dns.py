@@ -88,7 +88,7 @@ def test_a_server_ends_with_a_client_still_connected(lab: Lab) -> None:
         assert client.recv(1) == b""
 
 
-def test_a_server_on_loopback_says_where_it_is() -> None:
+def test_a_server_on_loopback_has_its_address() -> None:
     with DnsServer.on_loopback() as server:
         server.zone["example.com"] = Name(a=("203.0.113.130",))
         ip, port = server.address.split(":")

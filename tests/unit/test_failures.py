@@ -49,7 +49,7 @@ def test_where_the_log_is_json_it_is_one_record(
     assert (warning["variable"], warning["cure"]) == (WARNING.variable, WARNING.cure)
 
 
-def test_check_is_for_people_whatever_the_log_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_check_writes_text_whatever_the_log_format_is(capfd: pytest.CaptureFixture[str]) -> None:
     report_failure("check", TWO, JSON)
     assert capfd.readouterr().err.splitlines() == LINES
 

@@ -21,7 +21,7 @@ def test_a_client_goes_to_the_pod_or_straight_to_the_remote() -> None:
     assert FORWARDING.endpoint("bulk") == (REMOTE.v4, PORTS["bulk"])
 
 
-def test_every_proxy_is_told_the_same(tmp_path: Path) -> None:
+def test_every_proxy_gets_the_same_settings(tmp_path: Path) -> None:
     for peer in PROXIES:
         assert peer.command
         argv, env = peer.command(peer, tmp_path)

@@ -54,7 +54,7 @@ def test_nothing_found_is_nothing_printed(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == ""
 
 
-def test_the_cure_of_a_failure_is_told_with_it_and_not_in_the_table(
+def test_the_cure_of_a_failure_is_printed_with_it_and_not_in_the_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(PlatformError) as caught:
@@ -86,7 +86,7 @@ def test_all_failures_are_one_and_wrong_configuration_decides(
     assert caught.value.problems == problems
 
 
-def test_json_says_the_same_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_same_content_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     report = make_report(GOOD, WARNING, FAILED, failures=(ConfigurationError(WRONG),))
     report.plan.append("ip link set macvlan0 up")
     with pytest.raises(ConfigurationError):

@@ -71,7 +71,7 @@ def test_a_gateway_outside_the_subnet(
         ),
     ],
 )
-def test_what_run_says_against_what_init_says(changes: dict[str, str], message: str | None) -> None:
+def test_contradictions_between_run_and_init(changes: dict[str, str], message: str | None) -> None:
     settings = read_settings({**GOOD, **changes})
     told = list(map(str, source_warnings(settings, RESERVED)))
     assert told == ([message] if message else [])

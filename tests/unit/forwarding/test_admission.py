@@ -145,7 +145,7 @@ def states(hall: Hall) -> list[bool]:
     return [gate.open for gate in hall.gates]
 
 
-def test_one_gate_rests_alone(hall: Hall) -> None:
+def test_one_gate_is_paused_alone(hall: Hall) -> None:
     hall.enter(1)
     hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
     hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
@@ -161,7 +161,7 @@ def test_one_gate_rests_alone(hall: Hall) -> None:
     assert hall.loop.armed == 0
 
 
-def test_a_gate_rests_while_all_pause_and_resume(hall: Hall) -> None:
+def test_a_gate_stays_paused_alone_while_all_pause_and_resume(hall: Hall) -> None:
     hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
     hall.enter(MAXIMUM)
     assert states(hall) == [False, False]
@@ -174,7 +174,7 @@ def test_a_gate_rests_while_all_pause_and_resume(hall: Hall) -> None:
     assert states(hall) == [True, True]
 
 
-def test_a_gate_that_rests_is_closed(hall: Hall) -> None:
+def test_a_gate_that_is_paused_alone_is_closed(hall: Hall) -> None:
     first = hall.gates.pop(0)
     hall.admission.pause_one(first, errno.EADDRNOTAVAIL)
     hall.admission.close(first)
@@ -187,7 +187,7 @@ def test_a_gate_that_rests_is_closed(hall: Hall) -> None:
     assert not first.open
 
 
-def test_a_gate_rests_again_and_again(hall: Hall) -> None:
+def test_a_gate_is_paused_alone_again_and_again(hall: Hall) -> None:
     for _ in range(100):
         hall.admission.pause_one(hall.gates[0], errno.EADDRNOTAVAIL)
         hall.loop.advance(0.25)

@@ -92,7 +92,7 @@ def test_what_is_closed_is_given_back_and_watched_no_more(port: Port) -> None:
     assert port.listener.state == "refusing"
 
 
-def test_a_port_that_never_listened_closes_in_silence(port: Port) -> None:
+def test_a_port_that_never_listened_closes_without_an_event(port: Port) -> None:
     port.listener.close()
     assert port.first.closed
     assert port.plane.records == []
@@ -130,7 +130,7 @@ def test_a_failed_port_tries_again_less_and_less_often(port: Port) -> None:
 
 
 @pytest.mark.parametrize("end", ["refuse", "close"])
-def test_a_failed_port_that_is_not_wanted_any_more_tries_no_longer(port: Port, end: str) -> None:
+def test_a_failed_port_that_is_removed_stops_trying(port: Port, end: str) -> None:
     port.second.failing["listen"] = errno.EADDRINUSE
     port.listener.open()
     getattr(port.listener, end)()
@@ -174,7 +174,7 @@ def look(port: Port, *errors: int) -> None:
     [errno.ECONNABORTED, errno.EPROTO, errno.EHOSTUNREACH, errno.ENETDOWN],
     ids=errno.errorcode.get,
 )
-def test_an_error_of_one_client_is_no_matter_of_the_port(port: Port, number: int) -> None:
+def test_an_error_of_one_client_does_not_affect_the_port(port: Port, number: int) -> None:
     look(port, *[number] * 3)
     assert port.first.backlog == []
     assert port.watched == {port.first, port.second}

@@ -153,7 +153,7 @@ def test_of_a_thousand_clients_one_in_ten_seconds_probes_each_failed_address() -
     assert max(clients.took_s) == pytest.approx(ATTEMPT_DELAY_S)
 
 
-def test_the_turns_of_a_failed_address_go_to_all_others(upstreams: Upstreams) -> None:
+def test_the_turns_of_a_failed_address_are_shared_by_all_others(upstreams: Upstreams) -> None:
     endpoint_of(upstreams, B).mark_failed(NOW, "Connection refused")
     assert Counter(firsts(upstreams, 300)) == {str(A): 150, str(C): 150}
 

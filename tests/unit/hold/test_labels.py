@@ -96,7 +96,7 @@ def test_a_label_that_can_not_be_changed_is_tried_again_and_reported_once() -> N
     assert [event.name for event in log] == ["role.failed"]
 
 
-def test_what_is_wanted_last_holds() -> None:
+def test_the_last_request_wins() -> None:
     async def act(labels: Labels) -> None:
         labels.show_gateway(heard=True)
         labels.show_gateway(heard=False)
@@ -110,7 +110,7 @@ def test_what_is_wanted_last_holds() -> None:
     assert [patch for patch in pods.patched if patch[1] is not None] == []
 
 
-def test_a_pod_that_was_labelled_active_by_another_one_leaves_it_at_that() -> None:
+def test_a_pod_that_another_one_labelled_active_keeps_the_label() -> None:
     """A standby that made itself one would take the Service its only endpoint."""
 
     async def act(labels: Labels) -> None:

@@ -57,7 +57,7 @@ def lan(payload: bytes) -> Iterator[tuple[Lan, LanSockets]]:
 
 
 @pytest.mark.timeout(10)
-def test_a_neighbour_that_never_stops_talking_delays_nothing() -> None:
+def test_a_neighbour_that_floods_the_lan_delays_nothing() -> None:
     with lan(probe(OTHER, IPv4Address("203.0.113.98")).payload) as (talking, sockets):
         assert detect(sockets, [ADDRESS], HASTE) is None
         assert talking.sent == [probe(OWN, ADDRESS).payload] * 3

@@ -16,7 +16,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return f"\0egress-proxy test {os.getpid()} {request.node.name}"
 
 
-def test_it_can_be_had_again_and_again(name: str) -> None:
+def test_the_lock_can_be_taken_again(name: str) -> None:
     for _ in range(3):
         with exclusive(name, 0):
             pass
@@ -49,7 +49,7 @@ def test_waiting_too_long_is_reported(name: str) -> None:
     )
 
 
-def test_many_get_it_one_after_the_other(name: str) -> None:
+def test_many_processes_take_the_lock_one_after_the_other(name: str) -> None:
     inside, most, number = 0, 0, 8
     guard = threading.Lock()
     start = threading.Barrier(number)

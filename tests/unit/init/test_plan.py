@@ -256,7 +256,7 @@ def test_a_name_server_under_a_wider_route_of_the_pod_and_in_the_egress_prefix()
     assert "ip route replace 203.0.113.53 via 192.0.2.1 dev eth0" in commands(observed)
 
 
-def test_what_the_old_route_said_of_the_path_is_kept() -> None:
+def test_the_metrics_of_the_old_route_are_kept() -> None:
     observed = state(
         """
         address 192.0.2.10/24 dev eth0

@@ -129,7 +129,7 @@ def test_advertisements_do_not_matter_to_a_pod_without_ipv6() -> None:
     assert warned(state(pod, *links), V4) == []
 
 
-def test_no_way_back() -> None:
+def test_without_a_default_route_to_copy_for_replies() -> None:
     observed = state("address 192.0.2.10/24 dev eth0\n192.0.2.0/24 dev eth0 src 192.0.2.10")
     assert warned(observed) == [
         (
@@ -239,7 +239,7 @@ def test_the_kernel_refuses_for_want_of_a_capability(number: int) -> None:
         ),
     ],
 )
-def test_what_goes_wrong_on_the_way(problem: object, text: str) -> None:
+def test_failures_of_single_steps(problem: object, text: str) -> None:
     assert str(problem) == text
 
 

@@ -164,7 +164,7 @@ def test_an_address_that_the_egress_interface_shares_is_not_listened_on() -> Non
     assert listen_points(pod, "macvlan0", by_device=False) == (ListenPoint(address, ""),)
 
 
-def test_an_address_that_a_router_has_lent_is_no_source(tmp_path: Path) -> None:
+def test_an_autoconfigured_address_is_no_source(tmp_path: Path) -> None:
     """As a kernel writes them: one made from an advertisement, one that was configured."""
     table = tmp_path / "if_inet6"
     table.write_text(
@@ -179,5 +179,5 @@ def test_an_address_that_a_router_has_lent_is_no_source(tmp_path: Path) -> None:
     )
 
 
-def test_without_ipv6_no_address_is_lent(tmp_path: Path) -> None:
+def test_without_ipv6_no_address_is_autoconfigured(tmp_path: Path) -> None:
     assert read_autoconfigured_addresses(tmp_path / "if_inet6") == frozenset()

@@ -201,7 +201,7 @@ async def test_the_end_closes_what_was_still_to_close() -> None:
         assert not writer.closed
 
 
-async def test_who_asks_for_another_turn_twice_has_one(rig: Rig) -> None:
+async def test_asking_twice_for_another_turn_gives_one(rig: Rig) -> None:
     """Or a flow that is never drained would have one more for each of its events."""
     watcher = Watcher()
     for count in (1, 2):
@@ -211,7 +211,7 @@ async def test_who_asks_for_another_turn_twice_has_one(rig: Rig) -> None:
         assert watcher.events == [0] * count
 
 
-async def test_who_asks_again_in_its_turn_has_the_next_one_and_the_others_theirs(
+async def test_asking_again_during_a_turn_gives_the_next_one_and_others_keep_theirs(
     rig: Rig,
 ) -> None:
     order: list[str] = []
@@ -228,7 +228,7 @@ async def test_who_asks_again_in_its_turn_has_the_next_one_and_the_others_theirs
     assert order[:3] == ["greedy", "other", "greedy"]
 
 
-async def test_a_defect_costs_the_others_nothing(rig: Rig) -> None:
+async def test_a_defect_does_not_affect_the_other_watchers(rig: Rig) -> None:
     class Defective(Watcher):
         def ready(self, _events: int) -> None:
             raise ValueError("ready")

@@ -52,7 +52,9 @@ def wheel(loop: ManualLoop) -> TimerWheel:
 
 
 @given(delays=st.lists(st.tuples(st.floats(0, 100), st.floats(0, 5)), min_size=1, max_size=20))
-def test_everyone_is_due_within_a_tick_of_the_time(delays: list[tuple[float, float]]) -> None:
+def test_every_member_is_called_within_a_tick_of_its_time(
+    delays: list[tuple[float, float]],
+) -> None:
     loop = ManualLoop(now=1000.1)
     wheel = TimerWheel(loop, fail)
     expected = []
@@ -79,7 +81,7 @@ def test_a_member_may_come_back_from_due(loop: ManualLoop, wheel: TimerWheel) ->
     assert list(wheel) == [member]
 
 
-def test_who_has_left_is_not_due(loop: ManualLoop, wheel: TimerWheel) -> None:
+def test_a_cancelled_member_is_not_called(loop: ManualLoop, wheel: TimerWheel) -> None:
     members = [Member(loop) for _ in range(3)]
     for member in members:
         wheel.schedule(member, 1.0)
@@ -160,7 +162,7 @@ def test_members_may_leave_while_they_are_walked_through(
     assert list(wheel) == []
 
 
-def test_a_stopped_wheel_is_still(loop: ManualLoop, wheel: TimerWheel) -> None:
+def test_a_stopped_wheel_has_no_timer(loop: ManualLoop, wheel: TimerWheel) -> None:
     member = Member(loop)
     wheel.schedule(member, 1.0)
     wheel.stop()

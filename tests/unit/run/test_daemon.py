@@ -203,7 +203,7 @@ async def test_nothing_is_reloaded_once_the_drain_has_begun() -> None:
 
 
 @simulated
-async def test_one_sigusr1_switches_debug_and_a_storm_of_them_once() -> None:
+async def test_many_sigusr1_switch_debug_once() -> None:
     life = Life(DRAIN_TIMEOUT="0s")
     for _ in range(10):
         life.daemon.toggle_debug()

@@ -108,7 +108,7 @@ def simulated(test: Callable[[Table], Awaitable[None]]) -> Callable[[], None]:
 
 
 @simulated
-async def test_a_reload_says_what_it_came_to(table: Table) -> None:
+async def test_a_reload_reports_what_changed(table: Table) -> None:
     assert await table.change(to(80, REMOTE), to(443, REMOTE)) == ((80, 443), (), (), 0)
     kept = table.table.forwarders[80]
     assert await table.change(to(81, REMOTE), to(80, REMOTE), to(443, OTHER)) == (
@@ -135,7 +135,7 @@ async def test_a_changed_port_is_never_closed(table: Table) -> None:
 
 
 @simulated
-async def test_all_problems_are_told_and_no_port_is_kept(table: Table) -> None:
+async def test_all_problems_are_reported_and_no_port_is_kept(table: Table) -> None:
     await table.change(to(80, REMOTE))
     table.point.taken |= {443, 444}
     with pytest.raises(PlatformError) as caught:
@@ -167,7 +167,7 @@ async def test_a_rejected_reload_leaves_no_name_behind(table: Table) -> None:
 
 
 @simulated
-async def test_a_port_that_a_rejected_reload_asked_for_is_none_of_ours(table: Table) -> None:
+async def test_a_port_of_a_rejected_reload_is_not_one_of_our_own_listeners(table: Table) -> None:
     table.table.set_own_addresses(frozenset({POD}))
     await table.change(to(80, POD))
     table.point.taken.add(443)
@@ -212,7 +212,7 @@ async def test_the_pod_gets_the_address_of_a_remote_and_loses_it_again(table: Ta
 
 
 @simulated
-async def test_ports_of_one_name_ask_once_and_the_last_takes_it_along(table: Table) -> None:
+async def test_ports_of_one_name_share_one_look_up_until_the_last_is_removed(table: Table) -> None:
     await table.change(to(80, NAME), to(443, NAME))
     await table.table.asked()
     assert (table.asked, table.leads_to(80), table.leads_to(443)) == (
@@ -287,7 +287,7 @@ async def test_sessions_of_a_removed_port_go_on(table: Table) -> None:
 
 
 @simulated
-async def test_everything_is_given_up_at_the_end(table: Table) -> None:
+async def test_everything_is_released_at_the_end(table: Table) -> None:
     await table.change(to(80, REMOTE), to(443, NAME))
     table.table.close()
     assert table.states() == {80: "refusing", 443: "refusing"}

@@ -88,7 +88,9 @@ def rejected(*problems: str) -> ConfigRejected:
     return ConfigRejected(problems=problems)
 
 
-def test_what_the_pod_can_not_take_is_tried_again_with_backoff_and_told_once() -> None:
+def test_destinations_the_pod_can_not_serve_are_tried_again_with_backoff_and_reported_once() -> (
+    None
+):
     files = Files(BUSY, BUSY, BUSY)
 
     async def scenario() -> None:
@@ -147,7 +149,7 @@ def test_a_defect_is_reported_and_the_next_reload_works() -> None:
     assert last == RELOADED
 
 
-def test_a_storm_of_requests_is_one_reload_a_second() -> None:
+def test_many_requests_are_one_reload_per_second() -> None:
     files = Files()
 
     async def scenario() -> None:

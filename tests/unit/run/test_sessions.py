@@ -49,7 +49,7 @@ def found(query: Query, *connections: Connection) -> SessionList:
     return asyncio.run(list_sessions(cast("Any", connections), query, lambda: NOW))
 
 
-def test_what_is_told_of_a_session() -> None:
+def test_the_fields_of_a_session() -> None:
     connection = Connection(
         accepted_at=NOW - 600, touched=NOW - 0.5, relayed=(1, 2), address=("192.0.2.1", 443)
     )

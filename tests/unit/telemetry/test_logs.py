@@ -297,7 +297,7 @@ def test_a_record_is_a_json_line_with_all_its_fields(record: Event, fields: obje
 
 
 @pytest.mark.parametrize(("record", "fields"), RECORDS)
-def test_a_record_is_a_line_for_a_persons_eyes(record: Event, fields: dict[str, Any]) -> None:
+def test_a_record_is_a_line_for_a_person(record: Event, fields: dict[str, Any]) -> None:
     [line] = lines_of(record, log_format="console")
     assert line.isprintable()
     assert f"[{record.level:9}] {record.name}" in line
