@@ -79,6 +79,31 @@ def test_a_client_that_is_not_allowed(listener: socket.socket) -> None:
         assert (record["reason"], record["attempts"]) == ("denied_client", 0)
 
 
+@pytest.mark.parametrize("wanted", ["failed", "all"])
+def test_the_records_of_connections_are_logged_without_debug(
+    wanted: str, listener: socket.socket
+) -> None:
+    good, bad, nowhere = free_port(), free_port(), free_port()
+    destinations = f"{good} 127.0.0.1 {listener.getsockname()[1]}\n{bad} 127.0.0.1 {nowhere}"
+    with running(destinations, DEBUG="", LOG_CONNECTIONS=wanted) as process:
+        process.wait_for("daemon.ready")
+        with socket.create_connection(("127.0.0.1", good)) as client, listener.accept()[0]:
+            source = client.getsockname()
+        with socket.create_connection(("127.0.0.1", bad)) as client:
+            assert reset_by_peer(client)
+        record = process.wait_for("connection.closed", listener=bad)
+        assert record["reason"] == "connect_refused"
+        assert record["address"] == f"127.0.0.1:{nowhere}"
+        assert record["error"] == "ECONNREFUSED: Connection refused"
+        if wanted == "all":
+            record = process.wait_for("connection.closed", listener=good)
+            assert record["client"] == f"127.0.0.1:{source[1]}"
+            assert record["source"].startswith("127.0.0.1:")
+        process.stop()
+    logged = [entry for entry in process.records if entry["event"] == "connection.closed"]
+    assert len(logged) == {"failed": 1, "all": 2}[wanted]
+
+
 def test_a_port_in_use_is_reported_with_its_line(listener: socket.socket) -> None:
     taken = listener.getsockname()[1]
     with running(f"# one\n{taken} 127.0.0.1 9") as process:
