@@ -28,7 +28,7 @@ ACTIVE, STANDBY = "active", "standby"
 _COST = "controller.kubernetes.io/pod-deletion-cost"
 _ACTIVE_COST = "100"
 
-# After a failure; doubled with each, up to the second value.
+# The pause after a failure; doubled with each further one, up to the second value.
 _RETRY_FIRST_S = 0.1
 _RETRY_LAST_S = 2.0
 # How often labels are checked and corrected, in case something else has changed them.
@@ -74,9 +74,9 @@ class Labels:
     def show_role(self, *, active: bool) -> None:
         """Active: keep this pod the only endpoint from now on; else leave that to the next one.
 
-        A pod that is active no more does not label itself: until another one does, clients wait in
-        it, and without any endpoint they would be refused. Nor does a standby: it may have been
-        labelled active already, by one that hands over to it.
+        A pod that is no longer active keeps its label until the next active pod changes it:
+        meanwhile clients wait in this pod, and without an endpoint they would be refused. A standby
+        does not change its label either: a pod that hands over may already have labelled it active.
         """
         if self._role is not None:
             self._role.cancel()

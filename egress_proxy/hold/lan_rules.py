@@ -138,7 +138,7 @@ def gateway_heard(turn: Turn, gateway: Address) -> None:
 
 
 def judge_gateway(turn: Turn) -> None:
-    """What follows from how long the gateways have been silent."""
+    """Decide what to do when gateways have not answered for some time."""
     state, now = turn.state, turn.now
     heard = turn.gateway_age_s <= GATEWAY_SHOWN_S and now - state.heard_since >= GATEWAY_STABLE_S
     if heard != state.gateway_shown and (heard or now - state.started_at > GATEWAY_SILENT_S):

@@ -2,7 +2,7 @@
 
 A write's condition is the resource version that its decision was made on: a renewal's is that of
 the own last write and never one that the watch has brought, so that a holder which was frozen
-can't take back what another pod has taken (HA pitfalls 1 and 2).
+can't take the Lease back from another pod (HA pitfalls 1 and 2).
 """
 
 from __future__ import annotations

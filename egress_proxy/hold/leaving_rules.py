@@ -82,7 +82,7 @@ def handed_over(turn: Turn, *, done: bool) -> None:
 
 
 def go_on(turn: Turn) -> None:
-    """What is due now."""
+    """Do the step that is due now."""
     state, now = turn.state, turn.now
     if state.phase == Phase.SEEKING and not state.pods_asked and now >= state.pods_at:
         state.pods_asked, state.pods_at = True, now + SEEK_INTERVAL_S

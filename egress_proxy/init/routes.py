@@ -45,8 +45,8 @@ IPV6_DEFAULT_METRIC = 1
 _IPV6_METRIC = 1024
 
 
-# The last resort of its table, whatever else is there. Nothing leaves by the pod network with the
-# reserved address while `hold` does not have it.
+# The worst metric, so that any other route of the table is preferred. While `hold` does not have
+# the reserved address, nothing leaves by the pod network with it.
 _UNREACHABLE_METRIC = 4_278_198_272
 
 
@@ -134,7 +134,7 @@ class _Family:
         return found
 
     def pod_part(self, route: Route) -> Route | None:
-        """`route` of the main table, without its ways over the egress interface."""
+        """`route` of the main table, without its next hops over the egress interface."""
         elsewhere = {self.egress.name, *(link.name for link in self.state.links if link.loopback)}
         hops = tuple(hop for hop in route.hops if hop.interface not in elsewhere)
         if route.kind != "unicast" or not hops:

@@ -1,4 +1,4 @@
-"""The rules are replaced by a process that is killed on the way, a hundred times, under traffic."""
+"""The rules are replaced by a process that is killed half way, a hundred times, under traffic."""
 
 from __future__ import annotations
 

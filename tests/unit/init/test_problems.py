@@ -1,4 +1,4 @@
-"""What stands in the way, in the words that an admin reads."""
+"""The problems that `init` reports, with their whole text."""
 
 from __future__ import annotations
 
