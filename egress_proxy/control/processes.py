@@ -45,7 +45,10 @@ def choose(processes: Iterable[tuple[int, Sequence[str]]]) -> int:
     if len(found) > 1:
         numbers = ", ".join(map(str, sorted(found)))
         raise PlatformError(
-            Problem(reason=f"several egress-proxy run here: processes {numbers}", cure=_WHERE)
+            Problem(
+                reason=f"several egress-proxy run here: processes {numbers}",
+                cure="send SIGHUP (reload) or SIGUSR1 (debug) to one of them with kill",
+            )
         )
     return found[0]
 

@@ -19,7 +19,7 @@ _ORDER: tuple[ListenerState, ...] = (
     "listening",
     "removed",
 )
-_HEADINGS = ("PORT", "STATE", "ACTIVE", "TOTAL", "DESTINATION", "ADDRESSES", "LAST FAILURE")
+_HEADINGS = ("PORT", "STATE", "ACTIVE", "TOTAL", "DESTINATION", "ADDRESSES", "WHAT IS WRONG")
 
 
 def lines(ready: Iterable[Check], status: Status) -> Iterator[str]:
@@ -49,6 +49,7 @@ def _order(destination: Destination) -> tuple[int, int]:
 
 def _row(destination: Destination) -> tuple[str, ...]:
     failure = destination.last_failure
+    last = f"{failure.what} at {_at(failure.at)}" if failure else ""
     healthy = sum(upstream.healthy for upstream in destination.upstreams)
     return (
         str(destination.listener),
@@ -57,7 +58,7 @@ def _row(destination: Destination) -> tuple[str, ...]:
         str(destination.total),
         destination.destination,
         f"{healthy} of {len(destination.upstreams)} healthy" if destination.upstreams else "none",
-        destination.error or (f"{failure.what} at {_at(failure.at)}" if failure else ""),
+        "; ".join(filter(None, (destination.error, last))),
     )
 
 

@@ -46,7 +46,11 @@ def test_with_a_shared_process_namespace_it_is_another_one() -> None:
     ("processes", "message"),
     [
         ([(1, ["/pause"])], f"no egress-proxy run in this container; {CURE}"),
-        ([(8, DAEMON), (7, DAEMON)], f"several egress-proxy run here: processes 7, 8; {CURE}"),
+        (
+            [(8, DAEMON), (7, DAEMON)],
+            "several egress-proxy run here: processes 7, 8; "
+            "send SIGHUP (reload) or SIGUSR1 (debug) to one of them with kill",
+        ),
     ],
 )
 def test_no_single_daemon(processes: list[tuple[int, list[str]]], message: str) -> None:

@@ -66,3 +66,10 @@ def test_a_missing_source_and_a_failure_are_reported_with_their_time() -> None:
     told = list(lines((), taken))
     assert "source       192.0.2.99 (no interface has it)" in told
     assert told[-1].endswith("none       connect_refused at 1970-01-01 00:01:00Z")
+
+
+def test_a_failing_destination_says_what_happened_to_its_last_client() -> None:
+    failure = Failure(what="connect_timeout", at=60.0)
+    failing = msgspec.structs.replace(destination("failing"), last_failure=failure)
+    told = list(lines((), status(failing)))
+    assert told[-1].endswith(f"{failing.error}; connect_timeout at 1970-01-01 00:01:00Z")
