@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 DAEMON = ["/opt/python3", "/opt/egress-proxy/bin/egress-proxy", "run"]
 CURE = "use the container that runs egress-proxy run: kubectl exec POD -c CONTAINER"
+SIGNAL_ONE = "send SIGHUP (reload) or SIGUSR1 (debug) to one of them with kill"
 
 
 @pytest.mark.parametrize(
@@ -48,8 +49,7 @@ def test_with_a_shared_process_namespace_it_is_another_one() -> None:
         ([(1, ["/pause"])], f"no egress-proxy run in this container; {CURE}"),
         (
             [(8, DAEMON), (7, DAEMON)],
-            "several egress-proxy run here: processes 7, 8; "
-            "send SIGHUP (reload) or SIGUSR1 (debug) to one of them with kill",
+            f"several egress-proxy run here: processes 7, 8; {SIGNAL_ONE}",
         ),
     ],
 )
