@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from egress_proxy.config import known_mistakes
 from egress_proxy.config.address_policy import DEFAULT_POLICY, AddressPolicy, cure_for
 from egress_proxy.config.host_names import parse_name
+from egress_proxy.config.run_variables import ADMIN_LISTEN
 from egress_proxy.config.variables import RefusedError
 from egress_proxy.errors import ConfigurationError, Problem
 
@@ -64,24 +65,32 @@ class Destination:
 
 
 def parse_destinations(
-    text: str, *, variable: str, policy: AddressPolicy = DEFAULT_POLICY
+    text: str,
+    *,
+    variable: str,
+    policy: AddressPolicy = DEFAULT_POLICY,
+    admin_port: int | None = None,
 ) -> tuple[Destination, ...]:
     """The destinations in `text`, at least one, in their order.
 
     Raises `ConfigurationError` with a problem for each wrong line; `variable` is the environment
-    variable that the problems name.
+    variable that the problems name. `admin_port` is taken, and no destination may use it.
     """
-    parsing = _Parsing(text, variable, policy)
+    parsing = _Parsing(text, variable, policy, admin_port)
     for number, line in numbered_lines(text):
         parsing.take(number, line)
     return parsing.result()
 
 
 async def parse_destinations_in_slices(
-    text: str, *, variable: str, policy: AddressPolicy = DEFAULT_POLICY
+    text: str,
+    *,
+    variable: str,
+    policy: AddressPolicy = DEFAULT_POLICY,
+    admin_port: int | None = None,
 ) -> tuple[Destination, ...]:
     """`parse_destinations` for a running event loop, which is never blocked for long."""
-    parsing = _Parsing(text, variable, policy)
+    parsing = _Parsing(text, variable, policy, admin_port)
     began = perf_counter()
     for number, line in numbered_lines(text):
         if number % _LINES_PER_LOOK == 0 and perf_counter() - began > _SLICE_S:
@@ -94,11 +103,14 @@ async def parse_destinations_in_slices(
 class _Parsing:
     """The destinations and the problems of the lines so far. Raises as `parse_destinations`."""
 
-    def __init__(self, text: str, variable: str, policy: AddressPolicy) -> None:
+    def __init__(
+        self, text: str, variable: str, policy: AddressPolicy, admin_port: int | None
+    ) -> None:
         refuse_long(text, variable)
         self._text = text
         self._variable = variable
         self._policy = policy
+        self._admin_port = admin_port
         self._by_port: dict[int, Destination] = {}
         self._problems: list[Problem] = []
         self._more = 0
@@ -116,6 +128,12 @@ class _Parsing:
             self._problems.append(better.problem(self._variable, line=number))
 
     def _claim_port(self, destination: Destination) -> None:
+        if destination.port == self._admin_port:
+            raise RefusedError(
+                "health and metrics are on this port",
+                f"use another port, or set {ADMIN_LISTEN.name}",
+                str(destination.port),
+            )
         first = self._by_port.setdefault(destination.port, destination)
         if first is not destination:
             raise RefusedError(

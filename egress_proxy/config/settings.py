@@ -14,7 +14,7 @@ from egress_proxy.config.sources import SOURCE as RESERVED
 from egress_proxy.errors import ConfigurationError, PlatformError, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.run_variables import AdminListen, LoggedConnections
@@ -150,9 +150,9 @@ def read_destinations(
             text = source.decode(files.in_time(source.read))
         except OSError as error:
             raise source.unreadable(error) from None
-    found = destinations.parse_destinations(text, variable=source.variable.name, policy=policy)
-    _refuse_admin_port(found, source.variable, admin_listen)
-    return found
+    return destinations.parse_destinations(
+        text, variable=source.variable.name, policy=policy, admin_port=_port(admin_listen)
+    )
 
 
 async def reread_destinations(
@@ -174,28 +174,13 @@ async def reread_destinations(
         except OSError as error:
             # The text may be correct: it is read again.
             raise PlatformError(*source.unreadable(error).problems) from None
-    found = await destinations.parse_destinations_in_slices(
-        text, variable=source.variable.name, policy=policy
+    return await destinations.parse_destinations_in_slices(
+        text, variable=source.variable.name, policy=policy, admin_port=_port(admin_listen)
     )
-    _refuse_admin_port(found, source.variable, admin_listen)
-    return found
 
 
-def _refuse_admin_port(
-    found: Iterable[Destination], variable: Variable[str], admin_listen: AdminListen | None
-) -> None:
-    # A listening port is used once.
-    for destination in found:
-        if admin_listen is not None and destination.port == admin_listen.port:
-            raise ConfigurationError(
-                Problem(
-                    variable=variable.name,
-                    line=destination.line,
-                    value=str(destination.port),
-                    reason="health and metrics are on this port",
-                    cure=f"use another port, or set {ADMIN_LISTEN.name}",
-                )
-            )
+def _port(admin_listen: AdminListen | None) -> int | None:
+    return None if admin_listen is None else admin_listen.port
 
 
 class _Source:

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
     from egress_proxy.telemetry.status import Check, Destination, ListenerState, Status
 
-# What needs attention comes first.
+# What needs attention comes first, as on the status page.
 _ORDER: tuple[ListenerState, ...] = (
     "failed",
-    "failing",
     "refusing",
+    "failing",
     "paused",
     "listening",
     "removed",

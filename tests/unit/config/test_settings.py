@@ -274,6 +274,12 @@ def test_a_destination_is_not_on_the_admin_port() -> None:
     assert len(read_settings({**text, f"{P}ADMIN_LISTEN": "off"}).destinations) == 2
 
 
+def test_the_admin_port_is_reported_together_with_the_other_lines() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read_settings({f"{P}DESTINATION": "9153 192.0.2.1\nabc\n9153 192.0.2.2\n"})
+    assert [problem.line for problem in caught.value.problems] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("environ", "pod", "node"),
     [

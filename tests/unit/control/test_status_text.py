@@ -34,14 +34,14 @@ def test_every_state_has_its_line_and_trouble_comes_first() -> None:
     assert table[0].split()[:3] == ["PORT", "STATE", "ACTIVE"]
     assert [row.split()[1] for row in table[1:]] == [
         "failed",
-        "failing",
         "refusing",
+        "failing",
         "paused",
         "listening",
         "removed",
     ]
     assert len(table) == 1 + len(STATES)
-    assert "destinations 1 failed, 1 failing, 1 refusing, 1 paused, 1 listening, 1 removed" in told
+    assert "destinations 1 failed, 1 refusing, 1 failing, 1 paused, 1 listening, 1 removed" in told
     assert any(line.startswith("  warning: ") for line in told)
 
 
