@@ -8,6 +8,7 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -101,8 +102,10 @@ def _own_seconds() -> float:
 
 
 def _kernel_threads(prefix: str) -> list[int]:
-    return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if path.read_text().startswith(prefix)
-    ]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        # Another process may end between the two calls.
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith(prefix):
+                found.append(int(path.parent.name))
+    return found
