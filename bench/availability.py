@@ -44,7 +44,7 @@ PAGE = Path("docs/benchmarks/ha.md")
 AFTERWARDS_S = 2.0
 SILENCE_S = 5.0
 # VRRP counts a master as gone after three of them and a bit (RFC 5798 section 6.1).
-ADVERTISEMENTS_S = 0.5
+ADVERTISEMENTS_S = 1
 
 
 @dataclass(slots=True)
@@ -318,7 +318,7 @@ as a standby (over 30 s).
 """
 KEEPALIVED_HEAD = """
 ## keepalived on the same LAN
-Debian's keepalived with VRRP advertisements every {interval:g} s and `nopreempt`. It moves no
+Debian's keepalived with VRRP advertisements every {interval} s and `nopreempt`. It moves no
 Service. A process that is killed or frozen leaves the address in its kernel, so that both
 hosts answer until that is noticed.
 

@@ -42,7 +42,8 @@ def test_defaults() -> None:
             "EGRESS_HA_LEASE",
             "Egress_Router",
             (
-                "'Egress_Router': not a name that Kubernetes allows; write lower-case letters, digits "
+                "'Egress_Router': not a name that Kubernetes allows; write lower-case letters, "
+                "digits "
                 "and '-', for example egress-router"
             ),
         ),
@@ -50,7 +51,8 @@ def test_defaults() -> None:
             "EGRESS_HA_LEASE_DURATION",
             "1500ms",
             (
-                "'1500ms': not a number of whole seconds from 1 to 60; write for example 2s: the API "
+                "'1500ms': not a number of whole seconds from 1 to 60; write for example 2s: the "
+                "API "
                 "server and the kernel count in seconds"
             ),
         ),
@@ -58,7 +60,8 @@ def test_defaults() -> None:
             "EGRESS_HA_LEASE_DURATION",
             "61s",
             (
-                "'61s': not a number of whole seconds from 1 to 60; write for example 2s: the API "
+                "'61s': not a number of whole seconds from 1 to 60; write for example 2s: the "
+                "API "
                 "server and the kernel count in seconds"
             ),
         ),
