@@ -51,3 +51,20 @@ def namespace(control_plane: ControlPlane) -> str:
     for resource in overlay_of(name, "ServiceAccount", "Role", "RoleBinding"):
         control_plane.create(resource, name)
     return name
+
+
+@pytest.fixture(scope="session")
+def controllers(control_plane: ControlPlane) -> None:
+    """What reconciles Deployments and Services; kube-proxy has the control plane's network."""
+    control_plane.start_controllers(
+        *("deployment", "replicaset", "endpoint", "endpointslice", "root-ca-cert-publisher")
+    )
+    control_plane.start_scheduler()
+    control_plane.start_program(
+        "kube-proxy",
+        f"--kubeconfig={control_plane.kubeconfig}",
+        *("--proxy-mode=iptables", "--hostname-override=router", f"--bind-address={API.v4}"),
+        *("--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0"),
+        *("--conntrack-tcp-timeout-close-wait=0", "--healthz-bind-address=127.0.0.1:10256"),
+        "--metrics-bind-address=127.0.0.1:10249",
+    )

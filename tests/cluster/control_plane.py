@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PORT = 6443
 SERVICE_RANGE = "198.51.100.0/25"
+# What the Service "kubernetes" gets: the first one.
+SERVICE_ADDRESS = "198.51.100.1"
 SERVICE_ACCOUNT = "egress-router"
 _ADMIN = "administrator"
 # As many namespaces have a service account with a token; tests take them one after the other.
@@ -86,6 +88,7 @@ class ControlPlane(ExitStack, Administrator):
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
             f"--controllers={','.join(names)}",
+            f"--root-ca-file={self.folder / 'ca.crt'}",
             *("--leader-elect=false", "--port=0", "--secure-port=0"),
         )
 
@@ -147,7 +150,7 @@ class ControlPlane(ExitStack, Administrator):
         return [event for event in events if event["user"].get("username") == user]
 
     def _write_files(self) -> None:
-        make_certificate(self.folder, "127.0.0.1", self.address)
+        make_certificate(self.folder, "127.0.0.1", self.address, SERVICE_ADDRESS)
         subprocess.run(
             ["openssl", "genrsa", "-out", self.folder / "service-account.key", "2048"],
             check=True,

@@ -84,9 +84,13 @@ class Kubelets:
     ) -> None:
         self._ended.set()
         self._thread.join()
+        wait_until(lambda: self._failure is not None or not self._ending())
         for pod in self.pods.values():
             self._close(pod)
         self.raise_failure()
+
+    def _ending(self) -> bool:
+        return any(pod.ending for pod in list(self.pods.values()))
 
     def transcript(self) -> str:
         """What all pods have written so far."""

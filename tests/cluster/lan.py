@@ -44,7 +44,7 @@ class Lan(ExitStack):
             self.client.configure("eth0", CLIENT)
             self.client.route(DEFAULT, CLUSTER_TO_CLIENTS)
             make_bridge(self.switch, "br0", "02:00:00:00:00:fe")
-            _plug(self.switch, "gateway", self.gateway, "lan0")
+            plug(self.switch, "gateway", self.gateway, "lan0")
             self.gateway.sysctl("ipv4/ip_forward", 1)
             self.gateway.join("outside0", self.outside, "eth0")
             self.gateway.configure("lan0", GATEWAY)
@@ -63,14 +63,14 @@ class Lan(ExitStack):
     def node(self, name: str) -> Namespace:
         """A node: no more than its port of the switch."""
         made = self.namespace(name)
-        _plug(self.switch, name, made, "lan0")
+        plug(self.switch, name, made, "lan0")
         made.configure("lan0")
         return made
 
     def pod(self, number: int, address: Host, node: Namespace) -> Namespace:
         """A pod's network: ``eth0`` in the cluster, and a macvlan on its node's LAN, bare."""
         made = Namespace(f"pod-{number}")
-        _plug(self.cluster, f"pod{number}", made, "eth0")
+        plug(self.cluster, f"pod{number}", made, "eth0")
         made.configure("eth0", address)
         made.route(DEFAULT, API)
         macvlan: dict[str, Any] = {
@@ -89,7 +89,7 @@ def make_bridge(namespace: Namespace, name: str, mac: str, *hosts: Host) -> None
     namespace.configure(name, *hosts)
 
 
-def _plug(switch: Namespace, port: str, other: Namespace, interface: str) -> None:
+def plug(switch: Namespace, port: str, other: Namespace, interface: str) -> None:
     """Lay a cable from a new port of the bridge of `switch` to a new interface of `other`."""
     switch.join(port, other, interface)
     index, bridge = switch.index(port), switch.index("br0")
