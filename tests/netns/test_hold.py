@@ -152,10 +152,12 @@ def test_a_short_freeze_changes_nothing() -> None:
 
 
 def test_a_restarted_hold_resumes() -> None:
-    with running() as (nodes, spy, active, _):
+    # Time enough for the start of a command on a machine that is busy with other tests.
+    duration = "8s"
+    with running(EGRESS_HA_LEASE_DURATION=duration) as (nodes, spy, active, _):
         killed_at = monotonic()
         nodes.pods[active].running.kill()
-        nodes.start(active).wait_for("hold.resumed")
+        nodes.start_hold(active, EGRESS_HA_LEASE_DURATION=duration).wait_for("hold.resumed")
         undisturbed(spy, 3.0)
         assert spy.owner() == nodes.pods[active].mac
         assert spy.gap_s(killed_at) < NO_GAP_S

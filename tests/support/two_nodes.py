@@ -146,9 +146,14 @@ class TwoNodes(ExitStack):
 
     def start(self, name: str, **variables: str) -> Process:
         """Run `init` in the pod to its end, and start `hold`."""
-        pod = self.pods[name]
-        done = pod.namespace.run(self.command, "init", env=self.environment(name), container=HOLDER)
+        namespace, env = self.pods[name].namespace, self.environment(name)
+        done = namespace.run(self.command, "init", env=env, container=HOLDER)
         assert (done.returncode, done.stderr) == (0, ""), done
+        return self.start_hold(name, **variables)
+
+    def start_hold(self, name: str, **variables: str) -> Process:
+        """Start `hold` alone, as the kubelet restarts a container."""
+        pod = self.pods[name]
         container = Container(capabilities=HOLDER.capabilities, service_account=str(self.folder))
         pod.hold = self.enter_context(
             pod.namespace.start(
