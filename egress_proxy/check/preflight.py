@@ -11,12 +11,13 @@ import asyncio
 import errno
 import os
 import socket
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy.check.report import Finding
 from egress_proxy.config.run_variables import DESTINATION
 from egress_proxy.control import admin_client
-from egress_proxy.dns.resolver import LookupFailedError, Resolver
+from egress_proxy.dns.resolver import Lookup, LookupFailedError, Resolver
 from egress_proxy.errors import PlatformError
 from egress_proxy.ip import family_of
 from egress_proxy.pod.address_monitor import choose_sources, families_to_ask_for
@@ -53,6 +54,13 @@ _CONNECT_CURES = {
 _ANY_SOURCE = "any: the kernel chooses, there is no reserved address"
 
 
+class Attempt(Protocol):
+    """Connects from the source address, and closes again."""
+
+    async def __call__(self, address: Address, port: int, timeout_s: float) -> int:
+        """The error number, or 0."""
+
+
 async def examine(
     settings: Settings, pod: Pod, gateways: Iterable[Address], *, connect: bool
 ) -> list[Finding]:
@@ -71,7 +79,8 @@ async def examine(
             + (", which this pod does not have now: it is a standby" if standby else ""),
         )
     ]
-    findings += await asyncio.gather(*(_probe_gateway(gateway, sources) for gateway in gateways))
+    attempt = partial(_attempt, sources=sources)
+    findings += await asyncio.gather(*(probe_gateway(gateway, attempt) for gateway in gateways))
     findings += _listener_findings(settings, pod)
     resolver = Resolver(
         settings.nameservers,
@@ -82,14 +91,12 @@ async def examine(
     connecting = asyncio.Semaphore(_AT_ONCE)
 
     async def try_out(destination: Destination) -> list[Finding]:
-        found, finding = await _resolve(resolver, destination, policy)
+        found, finding = await resolve(resolver.lookup, destination, policy)
         if not connect:
             return [finding]
         async with connecting:
-            return [
-                finding,
-                *await _connect(destination, found, sources, settings.connect_timeout_s),
-            ]
+            timeout_s = settings.connect_timeout_s
+            return [finding, *await connect_to(destination, found, attempt, timeout_s)]
 
     try:
         for each in await asyncio.gather(*map(try_out, settings.destinations)):
@@ -99,8 +106,8 @@ async def examine(
     return findings
 
 
-async def _resolve(
-    resolver: Resolver, destination: Destination, policy: AddressPolicy
+async def resolve(
+    lookup: Lookup, destination: Destination, policy: AddressPolicy
 ) -> tuple[Sequence[Address], Finding]:
     """The usable addresses of `destination`, and the finding about them."""
     subject = f"{destination.port} -> {destination}"
@@ -108,7 +115,7 @@ async def _resolve(
     if not isinstance(host, str):
         return (host,), Finding(subject=subject, state="good", detail="an address")
     try:
-        answer = await resolver.lookup(host)
+        answer = await lookup(host)
     except LookupFailedError as error:
         return (), Finding(
             subject=subject,
@@ -180,18 +187,16 @@ def _served_ports(settings: Settings) -> frozenset[int]:
     return frozenset({settings.admin_listen.port, *ports})
 
 
-async def _connect(
-    destination: Destination,
-    found: Iterable[Address],
-    sources: dict[int, str],
-    timeout_s: float,
+async def connect_to(
+    destination: Destination, found: Iterable[Address], attempt: Attempt, timeout_s: float
 ) -> list[Finding]:
+    """A finding for each address of `destination`, tried one after the other."""
     findings = []
     loop = asyncio.get_running_loop()
     for address in found:
         subject = f"connect {destination.port} -> {address} port {destination.remote_port}"
         began = loop.time()
-        error_number = await _try(address, destination.remote_port, sources, timeout_s)
+        error_number = await attempt(address, destination.remote_port, timeout_s)
         if error_number:
             findings.append(
                 Finding(
@@ -209,12 +214,12 @@ async def _connect(
     return findings
 
 
-async def _probe_gateway(gateway: Address, sources: dict[int, str]) -> Finding:
+async def probe_gateway(gateway: Address, attempt: Attempt) -> Finding:
     """Whether `gateway` answers.
 
     Any TCP answer proves it, and so does silence once ARP or ND has answered.
     """
-    error_number = await _try(gateway, _GATEWAY_PORT, sources, _GATEWAY_TIMEOUT_S)
+    error_number = await attempt(gateway, _GATEWAY_PORT, _GATEWAY_TIMEOUT_S)
     if error_number in _CONNECT_CURES and error_number not in (
         errno.ECONNREFUSED,
         errno.ETIMEDOUT,
@@ -228,7 +233,9 @@ async def _probe_gateway(gateway: Address, sources: dict[int, str]) -> Finding:
     return Finding(subject="gateway", state="good", detail=f"{gateway} answers")
 
 
-async def _try(address: Address, port: int, sources: dict[int, str], timeout_s: float) -> int:
+async def _attempt(
+    address: Address, port: int, timeout_s: float, *, sources: dict[int, str]
+) -> int:
     """Connect from the source address, and close; the error number, or 0."""
     family = family_of(address)
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
