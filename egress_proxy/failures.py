@@ -113,6 +113,10 @@ def _write_record(event: Event) -> None:
 
 def _write_text(text: str) -> None:
     # None where descriptor 2 is closed; print would then choose stdout.
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)  # noqa: T201 - problems go to stderr
+    if sys.stderr is None:
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - problems go to stderr
+    except OSError:
+        # What is left in the buffer would fail again when Python exits, with a status of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -14,7 +14,9 @@ COMMAND = f"{sys.executable} -m egress_proxy"
 
 def status_of(script: str, **environ: str) -> int:
     command = ["/bin/sh", "-c", script]
-    return subprocess.run(command, env=os.environ | environ, timeout=30, check=False).returncode
+    # Buffered, as a pod's: what is left in a buffer is written when Python exits.
+    env = os.environ | environ | {"PYTHONUNBUFFERED": ""}
+    return subprocess.run(command, env=env, timeout=30, check=False).returncode
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", ">&- 2>&-", ">/dev/full 2>&1"])

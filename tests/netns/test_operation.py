@@ -306,7 +306,11 @@ def test_a_wrong_file_changes_nothing(
         (
             "EGRESS_DNS_PROXY_DESTINATION_FILE line 1: 'localhost': a name of a single label; "
             "write it in full, for example localhost.example.com"
-        )
+        ),
+        (
+            "EGRESS_DNS_PROXY_DESTINATION_FILE line 2: '9153': health and metrics are on this "
+            "port; use another port, or set EGRESS_DNS_PROXY_ADMIN_LISTEN"
+        ),
     ]
     config_map.update("9153 192.0.2.1\n")
     record = from_file.wait_for("config.rejected")

@@ -283,7 +283,7 @@ def test_an_unwritable_stderr_changes_nothing(closed: bool) -> None:
     redirection = "2>&-" if closed else "2>/dev/full"
     ended = subprocess.run(
         ["/bin/sh", "-c", f'exec "{sys.executable}" -m egress_proxy run {redirection}'],
-        env={**os.environ, f"{P}DESTINATIONS": "80 a.example"},
+        env={**os.environ, f"{P}DESTINATIONS": "80 a.example", "PYTHONUNBUFFERED": ""},
         stdout=subprocess.PIPE,
         check=False,
     )
