@@ -118,5 +118,6 @@ def _write_text(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - problems go to stderr
     except OSError:
-        # What is left in the buffer would fail again when Python exits, with a status of its own.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        # Python would write what is left in the buffer when it exits, fail, and make that the exit
+        # status.
+        sys.stderr = None
