@@ -21,7 +21,7 @@ PYTEST := pytest --numprocesses $(WORKERS) --dist worksteal tests/unit tests/int
 
 .PHONY: test
 test: install ## run all tests but those of the images (WORKERS: how many at once)
-	$(BIN)/$(PYTEST)
+	$(BIN)/$(if $(MEASURE),coverage run -m )$(PYTEST)
 
 FUZZ_EXAMPLES ?= 20000
 
@@ -38,7 +38,7 @@ soak: install ## random clients, while everything around the proxy fails (MINUTE
 .PHONY: coverage
 coverage: install ## run the same tests, and show the coverage of the package
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m $(PYTEST)
+	$(MAKE) test MEASURE=1
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
