@@ -98,7 +98,7 @@ class DestinationTable:
         for destination in destinations:
             problems += self._problems(destination)
             listener = Listener(
-                self._data_plane, destination.port, str(destination), _reset_at_once
+                self._data_plane, destination.port, str(destination), _no_forwarder_yet
             )
             bound.append(self._forwarder(destination, listener))
             for point in self._listen:
@@ -328,5 +328,5 @@ class DestinationTable:
             refresher.asked.set()
 
 
-def _reset_at_once(*_: object) -> None:
-    """A listener without a forwarder is only bound, and has no clients."""
+def _no_forwarder_yet(*_: object) -> None:
+    """Never called: a listener accepts clients only once its forwarder has taken it over."""
