@@ -49,7 +49,7 @@ class AddressMonitor:
     deprecated source is about to be removed and does not count.
 
     `on_change` is called when a source becomes usable or unusable; `on_addresses_changed` with all
-    addresses of the pod, at the start and whenever they change.
+    addresses of the pod, at the start and whenever they or `reserved` change.
     """
 
     def __init__(
@@ -140,10 +140,11 @@ class AddressMonitor:
 
     def refresh(self) -> None:
         """Read the state and report what has changed. Raises `OSError` when reading fails."""
-        interfaces, down, self.reserved = self._read()
+        interfaces, down, reserved = self._read()
         own = frozenset(chain.from_iterable(interfaces.values()))
-        if own != self._own:
-            self._own = own
+        # Another netmask changes only `reserved`.
+        if (own, reserved) != (self._own, self.reserved):
+            self._own, self.reserved = own, reserved
             if self.on_addresses_changed is not None:
                 self.on_addresses_changed(own)
         before = self._problems

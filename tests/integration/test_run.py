@@ -13,7 +13,7 @@ from tests.support.standalone import (
     ANSWER_S,
     ended,
     free_port,
-    reset_by_peer,
+    resets_clients,
     running,
 )
 from tests.support.standalone import PREFIX as P
@@ -73,8 +73,7 @@ def test_a_client_that_is_not_allowed(listener: socket.socket) -> None:
     remote = listener.getsockname()[1]
     with running(f"{port} 127.0.0.1 {remote}", ALLOW_CLIENTS="192.0.2.0/24") as process:
         process.wait_for("daemon.ready")
-        with socket.create_connection(("127.0.0.1", port), ANSWER_S) as client:
-            assert reset_by_peer(client)
+        assert resets_clients(port)
         record = ended(process)
         assert (record["reason"], record["attempts"]) == ("denied_client", 0)
 
@@ -89,8 +88,7 @@ def test_the_records_of_connections_are_logged_without_debug(
         process.wait_for("daemon.ready")
         with socket.create_connection(("127.0.0.1", good)) as client, listener.accept()[0]:
             source = client.getsockname()
-        with socket.create_connection(("127.0.0.1", bad)) as client:
-            assert reset_by_peer(client)
+        assert resets_clients(bad)
         record = process.wait_for("connection.closed", listener=bad)
         assert record["reason"] == "connect_refused"
         assert record["address"] == f"127.0.0.1:{nowhere}"

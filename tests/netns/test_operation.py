@@ -9,6 +9,7 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from http.client import HTTPConnection
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -92,6 +93,24 @@ def set_down(ip: IPRoute) -> None:
 
 def set_up(ip: IPRoute) -> None:
     ip.link("set", index=ip.link_lookup(ifname=MACVLAN)[0], state="up")
+
+
+def narrow_netmask(ip: IPRoute) -> None:
+    """Of the source address, which stays there all the time."""
+    source = {"index": ip.link_lookup(ifname=MACVLAN)[0], "address": RESERVED.v4}
+    ip.addr("add", **source, prefixlen=26)
+    ip.addr("del", **source, prefixlen=RESERVED.interface4.network.prefixlen)
+
+
+def test_another_netmask_makes_a_destination_a_network_address(deployment: Deployment) -> None:
+    network = str(ip_network(f"{RESERVED.v4}/26", strict=False).network_address)
+    process = deployment.start(EGRESS_DNS_PROXY_DESTINATION=f"80 {OUTSIDE.v4}\n90 {network}")
+    process.wait_for("listener.opened", listener=90)
+    deployment.lab.pod.netlink(narrow_netmask)
+    process.wait_for("destination.denied", address=network)
+    process.wait_for("listener.closed", listener=90)
+    with deployment.connect(80) as session:
+        session.round_trip()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,15 @@ def ended(process: Process) -> Record:
     return process.wait_for("connection.closed")
 
 
+def resets_clients(port: int) -> bool:
+    """Whether a new client of `port` gets a RST; connect(2) itself may report it already."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), ANSWER_S) as client:
+            return reset_by_peer(client)
+    except ConnectionResetError:
+        return True
+
+
 def reset_by_peer(sock: socket.socket) -> bool:
     """Whether what comes next is a RST."""
     try:

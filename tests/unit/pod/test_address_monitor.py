@@ -31,11 +31,12 @@ class Surroundings:
             "lo": (),
         }
         self.down: frozenset[str] = frozenset()
+        self.reserved: frozenset[Address] = frozenset()
         self.records: list[Event] = []
         self.changes = 0
 
     def look(self) -> InterfaceState:
-        return InterfaceState(dict(self.interfaces), self.down)
+        return InterfaceState(dict(self.interfaces), self.down, self.reserved)
 
     def observe(self, record: Event) -> None:
         self.records.append(record)
@@ -67,6 +68,19 @@ def test_one_family_of_two_goes_and_comes_back() -> None:
     assert address_monitor.families == set(BOTH)
     assert around.records[1:] == [SourceRestored(address=V6)]
     assert around.changes == 2
+
+
+def test_another_netmask_of_an_address_that_stays_is_reported() -> None:
+    around = Surroundings()
+    address_monitor = ground_on(around, {})
+    heard: list[frozenset[Address]] = []
+    address_monitor.on_addresses_changed = lambda _: heard.append(address_monitor.reserved)
+    around.reserved = frozenset({ip_address("192.0.2.127")})
+    address_monitor.refresh()
+    around.reserved = frozenset({ip_address("192.0.2.255")})
+    address_monitor.refresh()
+    address_monitor.refresh()
+    assert heard == [{ip_address("192.0.2.127")}, {ip_address("192.0.2.255")}]
 
 
 def test_another_address_is_no_replacement() -> None:
