@@ -41,7 +41,10 @@ class Endpoint:
 
     def mark_failed(self, now: float, error: str, penalty_s: float = PENALTY_S) -> None:
         """Move to the end of the rotation for `penalty_s`; reported unless it is there already."""
-        if not self.failed_until:
+        healthy_before = not self.failed_until
+        self.failed_until = now + penalty_s
+        if healthy_before:
+            self._upstreams.health_changed()
             self._upstreams.observer.observe(
                 UpstreamFailed(
                     destination=self._upstreams.destination,
@@ -50,11 +53,11 @@ class Endpoint:
                     retry_s=penalty_s,
                 )
             )
-        self.failed_until = now + penalty_s
 
     def mark_healthy(self) -> None:
         if self.failed_until:
             self.failed_until = 0.0
+            self._upstreams.health_changed()
             self._upstreams.observer.observe(
                 UpstreamRecovered(
                     destination=self._upstreams.destination, address=str(self.address)
@@ -77,17 +80,20 @@ class Upstreams:
         self.destination = destination
         self.observer = observer
         self.endpoints: list[Endpoint] = []
+        # Whether there are addresses, and none has answered since it failed.
+        self.all_failed = False
         self._port = port
         self._turn = 0
 
-    def health(self) -> list[tuple[Address, bool]]:
+    def health(self) -> list[tuple[str, bool]]:
         """Each address, and whether it is healthy: it has not failed since it last answered."""
-        return [(entry.address, not entry.failed_until) for entry in self.endpoints]
+        return [(entry.sockaddr[0], not entry.failed_until) for entry in self.endpoints]
 
-    @property
-    def all_failed(self) -> bool:
-        """Whether there are addresses, and none has answered since it failed."""
-        return bool(self.endpoints) and all(entry.failed_until for entry in self.endpoints)
+    def health_changed(self) -> None:
+        """An endpoint failed or recovered. Readiness is asked more often than this happens."""
+        self.all_failed = bool(self.endpoints) and all(
+            entry.failed_until for entry in self.endpoints
+        )
 
     def replace(self, addresses: Iterable[Address]) -> None:
         """Use `addresses` from now on; the state of those that stay is kept.
@@ -101,6 +107,7 @@ class Upstreams:
             by_family.setdefault(endpoint.family, []).append(endpoint)
         rows = zip_longest(*by_family.values())
         self.endpoints = [endpoint for endpoint in chain.from_iterable(rows) if endpoint]
+        self.health_changed()
 
     def in_order(self, now: float) -> Sequence[Endpoint]:
         """All endpoints for one more client: the next in turn first, those that failed last."""

@@ -13,7 +13,6 @@ from egress_proxy.run.sessions import list_sessions
 from egress_proxy.telemetry import status
 from egress_proxy.telemetry.counters import Ended
 from egress_proxy.telemetry.status import (
-    TROUBLE,
     Check,
     Destination,
     ListenerState,
@@ -51,6 +50,9 @@ class Log(Protocol):
 
 Key = tuple[int, str]
 _FINE = Port(0, "listening")
+# Shared by the destinations that have had no client yet.
+_NONE_ENDED = Ended()
+_NO_CONNECTS = _NONE_ENDED.connect_times
 
 
 class Snapshot:
@@ -99,7 +101,7 @@ class Snapshot:
             draining=self.draining,
             sources=self._address_monitor.sources,
             role=self._role,
-            ports=map(self._port_if_troubled, self._table.forwarders.values()),
+            ports=self._troubled_ports(),
             reloads=self._counters.reloads,
         )
 
@@ -170,7 +172,7 @@ class Snapshot:
         return tuple(found)
 
     def _destination(self, key: Key, forwarder: Forwarder | None, live: Live) -> Destination:
-        ended = self._counters.ended.get(key) or Ended()
+        ended = self._counters.ended.get(key, _NONE_ENDED)
         port = self._port(forwarder) if forwarder else Port(key[0], "removed")
         host = forwarder.destination.host if forwarder else None
         return Destination(
@@ -185,16 +187,22 @@ class Snapshot:
             active=live.active,
             total=live.active + ended.total,
             established=live.established + sum(ended.connects),
-            connect_times=ended.connect_times,
+            connect_times=ended.connect_times if ended.total else _NO_CONNECTS,
             ended=ended.reasons,
             bytes_to_upstream=live.bytes_to_upstream + ended.bytes_to_upstream,
             bytes_to_client=live.bytes_to_client + ended.bytes_to_client,
             last_failure=ended.last_failure,
         )
 
-    def _port_if_troubled(self, forwarder: Forwarder) -> Port:
-        # Readiness is asked often, and with many ports nearly all of them are fine.
-        return self._port(forwarder) if self._state(forwarder) in TROUBLE else _FINE
+    def _troubled_ports(self) -> list[Port]:
+        """The ports with a problem, and one for all others: readiness is asked often."""
+        forwarders = self._table.forwarders.values()
+        troubled = [
+            self._port(forwarder)
+            for forwarder in forwarders
+            if forwarder.listener.state != "listening" or forwarder.upstreams.all_failed
+        ]
+        return troubled if len(troubled) == len(forwarders) else [*troubled, _FINE]
 
     def _port(self, forwarder: Forwarder) -> Port:
         state = self._state(forwarder)
@@ -224,9 +232,9 @@ class Snapshot:
 
     def _upstreams(self, forwarder: Forwarder) -> Iterator[Upstream]:
         for address, healthy in forwarder.upstreams.health():
-            failed_at = self._counters.upstream_failed_at.get((forwarder.name, str(address)))
+            failed_at = self._counters.upstream_failed_at.get((forwarder.name, address))
             yield Upstream(
-                address=str(address), healthy=healthy, failed_at=None if healthy else failed_at
+                address=address, healthy=healthy, failed_at=None if healthy else failed_at
             )
 
     def _why_refusing(self, forwarder: Forwarder) -> str:

@@ -12,6 +12,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from egress_proxy.events import Reason
@@ -64,7 +65,13 @@ def _once(value: float) -> Samples:
 
 
 def _of_destination(entry: Destination) -> str:
-    return _labels(destination=entry.destination, listener=entry.listener)
+    return _listener_labels(entry.destination, entry.listener)
+
+
+# Seven metrics have these labels, and every scrape needs them again.
+@lru_cache(maxsize=8192)
+def _listener_labels(destination: str, listener: int) -> str:
+    return _labels(destination=destination, listener=listener)
 
 
 # Alerts and success rates use these. A series that begins with its first event hides that from

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # No scrape is more frequent, and the page asks every 2 s.
 _FRESH_S = 1.0
 
+# After sessions are listed, the next listing waits for so many times as long as it took.
+_SESSIONS_PAUSE = 20
+
 _PAGE = Path(__file__).with_name("status.html")
 
 T = TypeVar("T")
@@ -96,6 +99,7 @@ class Pages:
         self._page = _PAGE.read_bytes()
         self._policy = _policy(self._page)
         self._sessions_lock = asyncio.Lock()
+        self._sessions_from = 0.0
         status = self._status = Shared(source.take, fresh_s)
         self._metrics_text = Shared(lambda: _metrics_text(status), fresh_s)
         self._status_text = Shared(lambda: self._encode_status(status), fresh_s)
@@ -146,9 +150,13 @@ class Pages:
             wanted = parse_query(query)
         except ValueError as error:
             return text_answer(400, str(error))
-        # One after the other: each looks at all connections.
+        # One after the other, and seldom: each looks at all connections.
+        clock = asyncio.get_running_loop().time
         async with self._sessions_lock:
+            await asyncio.sleep(self._sessions_from - clock())
+            began = clock()
             found = await self._source.sessions(wanted)
+            self._sessions_from = clock() + _SESSIONS_PAUSE * (clock() - began)
         if found is None:
             return text_answer(
                 403, "EGRESS_DNS_PROXY_ADMIN_SESSIONS is off: sessions are not listed"

@@ -28,7 +28,11 @@ _LISTED_PORTS = 20
 ANY_SOURCE = "EGRESS_DNS_PROXY_SOURCE=any: remote hosts do not see a reserved address"
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
+# gc=False: of these a snapshot has thousands. They are in no reference cycle, and counting them
+# would make the garbage collector look at all connections.
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The last thing that went wrong, and when."""
 
     what: str
@@ -42,7 +46,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     problem: str
 
 
-class Upstream(msgspec.Struct, frozen=True, kw_only=True):
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An address of a destination; after a failure it is unhealthy until it answers a client.
 
     `failed_at` is when it became unhealthy.
@@ -69,7 +73,7 @@ class Name(msgspec.Struct, kw_only=True):
     last_failure: Failure | None = None
 
 
-class ConnectTimes(msgspec.Struct, frozen=True, kw_only=True):
+class ConnectTimes(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How long connecting took, of connections that have ended.
 
     `within` counts for each of `counters.BOUNDS_S` how many were as fast, `count` all.
@@ -80,7 +84,7 @@ class ConnectTimes(msgspec.Struct, frozen=True, kw_only=True):
     sum_s: float
 
 
-class Port(msgspec.Struct, frozen=True):
+class Port(msgspec.Struct, frozen=True, gc=False):
     """A listening port; `error` says why it does not serve its clients, empty if it does.
 
     `since` is when it came into this state, None if that is not known.
@@ -92,7 +96,7 @@ class Port(msgspec.Struct, frozen=True):
     since: float | None = None
 
 
-class Destination(Port, frozen=True, kw_only=True):
+class Destination(Port, frozen=True, kw_only=True, gc=False):
     """One listening port and its connections; `ended` counts by reason those that have ended.
 
     `established` counts those that have reached an upstream, ended or not. `upstream_failures` is

@@ -57,10 +57,14 @@ class Admin:
 
 
 @asynccontextmanager
-async def serving(timeout_s: float = 60, *, fresh_s: float = 60) -> AsyncIterator[Admin]:
+async def serving(
+    timeout_s: float = 60, *, fresh_s: float = 60, large_per_s: float = 1 << 40
+) -> AsyncIterator[Admin]:
     sock = socket.create_server(("127.0.0.1", 0))
     admin = Admin(sock)
-    server = admin.server = AdminServer(Pages(admin.source, fresh_s=fresh_s), timeout_s=timeout_s)
+    server = admin.server = AdminServer(
+        Pages(admin.source, fresh_s=fresh_s), timeout_s=timeout_s, large_per_s=large_per_s
+    )
     await server.start([sock])
     try:
         yield admin
@@ -305,6 +309,20 @@ async def test_answers_that_are_not_read_hold_a_bounded_number_of_bytes() -> Non
         assert admin.server.waiting > 0
         for client in clients:
             client.close()
+
+
+async def test_large_answers_are_limited_and_probes_are_not() -> None:
+    async with serving(large_per_s=1000) as admin:
+        admin.source.status = status(*(destination(port=port) for port in range(1, 101)))
+        assert (await admin.get("/metrics"))[0] == b"HTTP/1.1 200 OK"
+        # Thousands of times the rate.
+        line, headers, body = await admin.get("/metrics")
+        assert line == b"HTTP/1.1 429 Too Many Requests"
+        assert headers["Retry-After"] == "1"
+        assert body == b"too many large answers; ask again in a second\n"
+        assert (await admin.get("/metrics", "HEAD"))[0] == b"HTTP/1.1 200 OK"
+        for target in ("/livez", "/readyz", "/"):
+            assert (await admin.get(target))[0] == b"HTTP/1.1 200 OK"
 
 
 async def test_an_endless_body_is_not_read() -> None:

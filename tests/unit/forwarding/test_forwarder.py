@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +15,9 @@ from egress_proxy.forwarding.forwarder import Forwarder
 from egress_proxy.forwarding.listener import Listener
 from egress_proxy.relay.reactor import OUT
 from tests.support.sockets import FakePoint, FakeSocket, Plane
+
+if TYPE_CHECKING:
+    from egress_proxy.ip import Address
 
 V4, V6 = map(ip_address, ("203.0.113.1", "2001:db8::1"))
 LIMITS = SessionLimits(
@@ -77,15 +81,17 @@ def test_the_first_addresses_open_the_port_and_the_last_one_closes_it(port: Port
     ],
     ids=["IPv4", "IPv6", "both", "none"],
 )
-def test_only_addresses_with_a_source_are_used(families: tuple[int, ...], usable: object) -> None:
+def test_only_addresses_with_a_source_are_used(
+    families: tuple[int, ...], usable: list[Address]
+) -> None:
     port = Port(families)
     port.forwarder.set_addresses([V4, V6])
-    assert [address for address, _ in port.forwarder.upstreams.health()] == usable
+    assert [address for address, _ in port.forwarder.upstreams.health()] == [*map(str, usable)]
     assert port.listener.state == ("listening" if usable else "refusing")
     # What DNS said is remembered, for when the source is back.
     assert port.forwarder.addresses == (V4, V6)
     port.forwarder.reach(frozenset({socket.AF_INET, socket.AF_INET6}))
-    assert [address for address, _ in port.forwarder.upstreams.health()] == [V4, V6]
+    assert [address for address, _ in port.forwarder.upstreams.health()] == [str(V4), str(V6)]
     assert port.listener.state == "listening"
 
 

@@ -72,7 +72,7 @@ class Table:
         return {port: one.listener.state for port, one in self.table.forwarders.items()}
 
     def leads_to(self, port: int) -> list[str]:
-        return [str(address) for address, _ in self.table.forwarders[port].upstreams.health()]
+        return [address for address, _ in self.table.forwarders[port].upstreams.health()]
 
     def client(self, port: int) -> FakeSocket:
         client = FakeSocket()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -30,8 +29,6 @@ from egress_proxy.telemetry.status import Port, Source
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from egress_proxy.ip import Address
-
 NAME = "a.example"
 
 
@@ -43,8 +40,8 @@ class Upstreams:
     def all_failed(self) -> bool:
         return not self.healthy
 
-    def health(self) -> list[tuple[Address, bool]]:
-        return [(ip_address("192.0.2.1"), self.healthy), (ip_address("192.0.2.2"), False)]
+    def health(self) -> list[tuple[str, bool]]:
+        return [("192.0.2.1", self.healthy), ("192.0.2.2", False)]
 
 
 @dataclass(eq=False)
