@@ -128,6 +128,7 @@ def _run_timers(turn: Turn) -> None:
         lan_rules.probe(turn)
     if state.address_until is not None and now >= state.announce_at:
         lan_rules.announce_again(turn)
+    leaving_rules.consider_leaving(turn)
     if state.role == Role.LEAVING:
         leaving_rules.go_on(turn)
     if state.role == Role.STOPPED:

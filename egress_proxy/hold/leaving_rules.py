@@ -26,10 +26,24 @@ SEEK_INTERVAL_S = 1.0
 
 
 def stop(turn: Turn) -> None:
-    """SIGTERM."""
+    """SIGTERM; the second one ends at once."""
     state = turn.state
-    if state.role == Role.LEAVING:
+    if state.stop_at == NEVER:
+        state.stop_at = turn.now
+    else:
+        state.role = Role.LEAVING
         leave_at_once(turn)
+
+
+def consider_leaving(turn: Turn) -> None:
+    """Begin to leave after SIGTERM, but not during a takeover.
+
+    The pod that had the address may already have sent clients here. They wait for the address, and
+    would be reset if this pod let the Lease go.
+    """
+    state = turn.state
+    acquiring = state.pending is not None and state.pending.kind == "acquire"
+    if state.stop_at == NEVER or state.role in (Role.LEAVING, Role.TAKING) or acquiring:
         return
     active = state.role == Role.ACTIVE
     state.role = Role.LEAVING
@@ -37,7 +51,7 @@ def stop(turn: Turn) -> None:
         leave_at_once(turn)
         return
     state.phase = Phase.SEEKING
-    state.leave_by = state.leave_at = turn.now + turn.settings.drain_s
+    state.leave_by = state.leave_at = state.stop_at + turn.settings.drain_s
     state.pods_asked, state.pods_at = True, turn.now + SEEK_INTERVAL_S
     turn.do(ListPods())
 

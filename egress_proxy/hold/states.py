@@ -151,6 +151,8 @@ class State:
     pods_asked: bool = False
     pods_at: float = -NEVER
 
+    # When SIGTERM came; NEVER: it has not. A takeover that is under way then is finished first.
+    stop_at: float = NEVER
     phase: Phase = Phase.SEEKING
     leave_by: float = NEVER
     leave_at: float = NEVER

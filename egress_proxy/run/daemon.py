@@ -143,7 +143,7 @@ class Daemon:
             self._observer,
             read_deprecated=read_deprecated_addresses if settings.shared else None,
         )
-        self._source_gone = asyncio.Event()
+        self._source_there, self._source_gone = asyncio.Event(), asyncio.Event()
         admin = settings.admin_listen
         policy = replace(
             settings.address_policy,
@@ -184,8 +184,10 @@ class Daemon:
             self._table.reach(monitor.families)
         elif monitor.usable:
             self._source_gone.clear()
+            self._source_there.set()
             gate.open()
         else:
+            self._source_there.clear()
             gate.close()
             # Their sockets would not notice: packets from a removed address are lost silently.
             for connection in self._table.connections():
@@ -311,16 +313,10 @@ class Daemon:
             task.cancel()
         await asyncio.wait(self._until_drain)
         forced = asyncio.create_task(shutdown.forced.wait(), name="wait for a second signal")
-        # 1. Serve clients that are still sent here: with high availability, until `hold` has moved
-        #    them.
-        if self._settings.shared and self._address_monitor.usable:
-            gone = asyncio.create_task(self._source_gone.wait(), name="wait for the hand-over")
-            await asyncio.wait(
-                {forced, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            gone.cancel()
+        # 1. Serve clients that are still sent here.
+        if self._settings.shared and await self._handed_over(forced, timeout_s):
             timeout_s = 0.0
-        else:
+        elif not self._settings.shared:
             await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
         self._snapshot.draining = True
         # 2. Accept no more clients.
@@ -340,6 +336,20 @@ class Daemon:
         self._abort_connections()
         self._observer.observe(DaemonStopped(reset=left))
 
+    async def _handed_over(self, forced: asyncio.Task[bool], timeout_s: float) -> bool:
+        """With high availability: wait until `hold` has moved the clients to another pod.
+
+        False: this pod is a standby, also after the time that a takeover takes. Clients may wait
+        for one that is under way, and `hold` finishes it first.
+        """
+        monitor = self._address_monitor
+        if not monitor.usable:
+            await _first_of(forced, self._source_there, min(_WITHDRAWAL_S, timeout_s))
+        if not monitor.usable:
+            return False
+        await _first_of(forced, self._source_gone, timeout_s)
+        return True
+
     def _abort_connections(self) -> None:
         for connection in self._data_plane.wheel:
             connection.abort(Reason.DRAINED)
@@ -356,3 +366,10 @@ class Daemon:
         self._data_plane.wheel.stop()
         self._data_plane.reactor.stop()
         self._data_plane.pipes.close()
+
+
+async def _first_of(forced: asyncio.Task[bool], event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for `event`, for the second signal, or for `timeout_s`."""
+    expected = asyncio.create_task(event.wait(), name="wait for the source address")
+    await asyncio.wait({forced, expected}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    expected.cancel()

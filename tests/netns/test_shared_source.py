@@ -158,3 +158,34 @@ def test_a_rollout_fails_no_client() -> None:
             nodes.roll(name)
             wait_until(partial(_more_served, clients, clients.served + 20))
         assert [(client.error, round(client.wait_s, 3)) for client in clients.failed] == []
+
+
+def delete(nodes: TwoNodes, name: str) -> None:
+    """As the kubelet does it: all containers at once."""
+    nodes.api.delete_pod(NAMESPACE, name)
+    nodes.pods[name].running.terminate()
+    proxy(nodes, name).terminate()
+
+
+def test_a_pod_deleted_while_it_takes_the_address_fails_no_client() -> None:
+    with running("abc") as (nodes, _, active, _):
+        for name in "abc":
+            nodes.run(name, EGRESS_DNS_PROXY_DEBUG="0")
+        nodes.enter_context(Remote(nodes.enter_context(listen(nodes))))
+        service = nodes.enter_context(nodes.service())
+        wait_until(lambda: service.endpoints == (PODS[active].v4,))
+        clients = nodes.enter_context(Clients(nodes.client, (SERVICE, PORT)))
+        wait_until(lambda: clients.served > 20)
+        delete(nodes, active)
+        wait_until(lambda: len(service.endpoints) == 1 and service.endpoints != (PODS[active].v4,))
+        [successor] = [name for name in "abc" if service.endpoints == (PODS[name].v4,)]
+        nodes.pods[successor].running.wait_for("hold.taking")
+        delete(nodes, successor)
+        [third] = {"a", "b", "c"} - {active, successor}
+        wait_until(lambda: service.endpoints == (PODS[third].v4,))
+        nodes.pods[third].running.wait_for("hold.active")
+        for name in (active, successor):
+            assert proxy(nodes, name).wait() == nodes.pods[name].running.wait() == 0
+        begun = list(clients.all)
+        wait_until(lambda: all(client.ended_at is not None for client in begun))
+        assert [(client.error, round(client.wait_s, 3)) for client in clients.failed] == []

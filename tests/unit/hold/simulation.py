@@ -53,6 +53,7 @@ class Node:
     settings: ElectorSettings
     dead: bool = False
     frozen: bool = False
+    deleting: bool = False
     stopped: bool = False
     segment: int = 0
     port_up: bool = True
@@ -151,6 +152,7 @@ class Simulation:
         self._deliver(node, m.Tick())
 
     def stop(self, name: str) -> None:
+        self.nodes[name].deleting = True
         self._deliver(self.nodes[name], m.StopRequested())
 
     # The elector and its actions
@@ -310,7 +312,7 @@ class Simulation:
             Pod(
                 name=node.name,
                 ready=not node.dead,
-                deleting=node.stopped or self.states[node.name].role == Role.LEAVING,
+                deleting=node.deleting,
                 annotations={GATEWAY_ANNOTATION: node.annotation},
             )
             for node in self.nodes.values()

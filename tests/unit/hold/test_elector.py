@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from egress_proxy.hold.states import Role
 from tests.unit.hold.simulation import SETTINGS, Simulation
 
 if TYPE_CHECKING:
@@ -176,6 +177,25 @@ def test_a_stopped_active_hands_over_within_a_moment(seed: int, names: str) -> N
     lan.run(lan.now + 5)
     assert lan.nodes[active].stopped
     assert lan.owners() == [successor]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("wait_s", [0.0, 0.05, 0.1, 0.15])
+def test_a_successor_stopped_while_it_takes_the_address_hands_over_too(
+    seed: int, wait_s: float
+) -> None:
+    lan, active, _ = begin(seed, "abc")
+    lan.stop(active)
+    while not (taking := [name for name in lan.nodes if lan.role(name) == Role.TAKING]):
+        lan.run(lan.now + 0.005)
+    [successor] = taking
+    lan.run(lan.now + wait_s)
+    lan.stop(successor)
+    owned_by(lan, successor, 0.3)
+    [third] = {"a", "b", "c"} - {active, successor}
+    owned_by(lan, third, 3.0)
+    assert lan.nodes[successor].stopped
+    assert lan.nodes[third].label == "active"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
