@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from egress_proxy.check import warnings
 from egress_proxy.check.report import Report
-from egress_proxy.config import run_variables, settings, sources
+from egress_proxy.config import hold_variables, run_variables, settings, sources
 from egress_proxy.config.explanations import value_in_effect
-from egress_proxy.config.variables import Reader
-from egress_proxy.errors import EgressProxyError, PlatformError
+from egress_proxy.config.variables import HA, Reader
+from egress_proxy.errors import ConfigurationError, EgressProxyError, PlatformError
 from egress_proxy.init import settings as init_settings
 
 if TYPE_CHECKING:
@@ -30,12 +30,15 @@ class How(NamedTuple):
     connect: bool
 
 
+Part: TypeAlias = "Callable[[Mapping[str, str], Report, How], None]"
+
+
 def examine(
     environ: Mapping[str, str], unknown: Sequence[Problem], *, offline: bool, connect: bool
 ) -> Report:
     """Validate each part that is configured here; `unknown` are warnings about other variables.
 
-    Without any configured part, all are validated.
+    Without any configured part, `init` and `run` are validated; `hold` only if `EGRESS_HA` is set.
     """
     report = Report()
     report.warn(unknown)
@@ -45,11 +48,19 @@ def examine(
             names = " and ".join(variable.name for variable in triggers)
             report.skipped(name, f"not validated: {names} are not set")
             continue
-        try:
-            part(environ, report, How(offline, connect))
-        except EgressProxyError as error:
-            report.failed(name, error)
+        _examine_part(name, part, environ, report, How(offline, connect))
+    if Reader(environ).text(HA) not in ("", "off"):
+        _examine_part("hold", _check_hold, environ, report, How(offline, connect))
     return report
+
+
+def _examine_part(
+    name: str, part: Part, environ: Mapping[str, str], report: Report, how: How
+) -> None:
+    try:
+        part(environ, report, how)
+    except EgressProxyError as error:
+        report.failed(name, error)
 
 
 def _check_init(environ: Mapping[str, str], report: Report, how: How) -> None:
@@ -100,10 +111,23 @@ def _check_run(environ: Mapping[str, str], report: Report, how: How) -> None:
     report.add(asyncio.run(preflight.examine(wanted, pod, gateways, connect=how.connect)))
 
 
+def _check_hold(environ: Mapping[str, str], report: Report, _how: How) -> None:
+    """Read what `hold` reads, except for the pod's identity, which only its own container has."""
+    identity = [variable.name for variable in hold_variables.IDENTITY]
+    absent = [] if any(name in environ for name in identity) else identity
+    try:
+        hold_variables.read_hold_settings(environ)
+    except ConfigurationError as error:
+        problems = [problem for problem in error.problems if problem.variable not in absent]
+        if problems:
+            raise ConfigurationError(*problems) from error
+    report.good("hold", "the configuration is good")
+    if absent:
+        report.skipped("hold", f"not validated: {', '.join(absent)}, which egress-hold has")
+
+
 # Which variables show that a command is configured in this container.
-_PARTS: tuple[
-    tuple[str, Callable[[Mapping[str, str], Report, How], None], tuple[Variable[Any], ...]], ...
-] = (
+_PARTS: tuple[tuple[str, Part, tuple[Variable[Any], ...]], ...] = (
     ("init", _check_init, (sources.SOURCE, sources.GATEWAY)),
     ("run", _check_run, (run_variables.DESTINATION, run_variables.DESTINATION_FILE)),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from egress_proxy.config import run_variables, sources, variables
@@ -75,7 +76,8 @@ LEASE_DURATION = Variable(
 )
 HANDOVER = Variable(
     "EGRESS_HA_HANDOVER",
-    "1s",
+    # docs/decisions/070: with 1 s kube-proxy still sent clients to the old pod.
+    "2s",
     variables.parse_duration,
     "how long the address is kept after SIGTERM, while the Service's endpoints move",
 )
@@ -94,7 +96,7 @@ GATEWAY_CHECK = Variable(
 ADMIN_LISTEN = Variable(
     "EGRESS_HOLD_ADMIN_LISTEN",
     ":9154",
-    run_variables.parse_admin_listen,
+    partial(run_variables.parse_admin_listen, port=9154),
     "health and metrics of hold: [address]:port, or off; without an address, the pod's own",
 )
 POD_NAME = Variable(
@@ -112,6 +114,7 @@ POD_IP = Variable(
     variables.parse_address,
     "the pod's address (downward API: status.podIP), the source of requests to the API server",
 )
+IDENTITY = (POD_NAME, POD_NAMESPACE, POD_IP)
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.HA,
     LEASE,
@@ -120,9 +123,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     API_SILENCE,
     GATEWAY_CHECK,
     ADMIN_LISTEN,
-    POD_NAME,
-    POD_NAMESPACE,
-    POD_IP,
+    *IDENTITY,
     sources.SOURCE,
     sources.GATEWAY,
     variables.INTERFACE,

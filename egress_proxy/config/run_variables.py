@@ -119,11 +119,11 @@ def _parse_nameserver(entry: str) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004 - IPv6
 
 
-def parse_admin_listen(text: str) -> AdminListen | None:
-    """``off``, ``:port``, ``address:port`` or ``[address]:port``."""
+def parse_admin_listen(text: str, port: int = 9153) -> AdminListen | None:
+    """``off``, ``:port``, ``address:port`` or ``[address]:port``; `port` is for the cure."""
     if text == "off":
         return None
-    cure = "write :9153, an address and a port such as 127.0.0.1:9153, or off"
+    cure = f"write :{port}, an address and a port such as 127.0.0.1:{port}, or off"
     match = _ENDPOINT.fullmatch(text)
     if match is None or not 1 <= int(match["port"]) <= 65535:  # noqa: PLR2004 - ports
         raise RefusedError("not an address and a port", cure)

@@ -33,6 +33,8 @@ def lines(ready: Iterable[Check], status: Status) -> Iterator[str]:
     yield from (f"  problem: {problem}" for problem in problems)
     yield from (f"  warning: {warning}" for warning in warnings)
     yield f"started      {_at(status.started)}"
+    if status.role:
+        yield f"role         {status.role}"
     yield f"source       {_sources(status)}"
     yield f"connections  {status.active} of at most {status.maximum}"
     yield f"destinations {_counts(status.destinations)}"

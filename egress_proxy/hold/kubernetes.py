@@ -7,7 +7,8 @@ A request is repeated, once, only if the server closed a kept connection without
 if repeating it is harmless: reads, and merge patches. A write of the Lease that was sent and got no
 answer is `ApiUnavailable`, and may have been applied.
 
-A Lease is written as a whole, with the fields of `Lease` only: its labels are lost.
+A Lease is written as a whole, as it was read but for the fields of `Lease`: labels and fields that
+others have set stay.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def pods_listed(turn: Turn, pods: tuple[Pod, ...] | None) -> None:
     state.successor = found[0].name
     state.phase = Phase.HANDING_OVER
     turn.do(HandOver(state.successor))
-    turn.tell(HoldLeaving(successor=state.successor, kept_s=turn.settings.handover_s))
+    kept_s = max(min(turn.settings.handover_s, state.leave_by - turn.now), 0.0)
+    turn.tell(HoldLeaving(successor=state.successor, kept_s=kept_s))
 
 
 def handed_over(turn: Turn, *, done: bool) -> None:

@@ -1,13 +1,14 @@
 """The Kubernetes API's JSON, as far as `hold` needs it: leases, pods, lists, watches, errors.
 
-Unknown fields are ignored when read. Text that can't be read raises `ValueError`.
+Unknown fields are ignored when read, and those of a Lease are written back as they were. Text that
+can't be read raises `ValueError`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003 - msgspec reads annotations at run time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,8 +36,6 @@ class _LeaseSpec(_Struct, frozen=True, kw_only=True):
 
 
 class _Lease(_Struct, frozen=True, kw_only=True):
-    api_version: str = ""
-    kind: str = ""
     metadata: _Metadata = _Metadata()
     spec: _LeaseSpec = _LeaseSpec()
 
@@ -63,7 +62,7 @@ class _Pod(_Struct, frozen=True, kw_only=True):
 
 class _LeaseList(_Struct, frozen=True, kw_only=True):
     metadata: _Metadata = _Metadata()
-    items: list[_Lease] | None = None
+    items: list[msgspec.Raw] | None = None
 
 
 class _PodList(_Struct, frozen=True, kw_only=True):
@@ -105,33 +104,56 @@ _status = msgspec.json.Decoder(Status)
 
 
 def encode_lease(lease: Lease) -> bytes:
-    """The body of a POST, or of a PUT where the lease has a resource version."""
-    metadata = _Metadata(
-        name=lease.name,
-        resource_version=lease.resource_version,
-        annotations=dict(lease.annotations) or None,
-    )
-    spec = _LeaseSpec(
-        holder_identity=lease.holder,
-        lease_duration_seconds=lease.duration_s,
-        acquire_time=lease.acquire_time or None,
-        renew_time=lease.renew_time or None,
-        lease_transitions=lease.transitions,
+    """The body of a POST, or of a PUT where the lease has a resource version.
+
+    Labels, owners and other fields of the object that was read are in it, too.
+    """
+    document = msgspec.json.decode(lease.document, type=dict[str, Any]) if lease.document else {}
+    metadata = {**document.get("metadata", {}), "annotations": dict(lease.annotations)}
+    # With the uid of a Lease that was deleted a write would be a conflict, instead of creating it.
+    metadata.pop("uid", None)
+    written = _Lease(
+        metadata=_Metadata(name=lease.name, resource_version=lease.resource_version),
+        spec=_LeaseSpec(
+            holder_identity=lease.holder,
+            lease_duration_seconds=lease.duration_s,
+            acquire_time=lease.acquire_time or None,
+            renew_time=lease.renew_time or None,
+            lease_transitions=lease.transitions,
+        ),
     )
     return msgspec.json.encode(
-        _Lease(api_version="coordination.k8s.io/v1", kind="Lease", metadata=metadata, spec=spec)
+        {
+            **document,
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": metadata | msgspec.to_builtins(written.metadata),
+            "spec": document.get("spec", {}) | msgspec.to_builtins(written.spec),
+        }
     )
 
 
-def decode_lease(text: bytes) -> Lease:
-    return _to_lease(_lease.decode(text))
+def decode_lease(text: bytes | msgspec.Raw) -> Lease:
+    found = _lease.decode(text)
+    spec = found.spec
+    return Lease(
+        name=found.metadata.name,
+        holder=spec.holder_identity or "",
+        duration_s=spec.lease_duration_seconds or 1,
+        acquire_time=spec.acquire_time or "",
+        renew_time=spec.renew_time or "",
+        transitions=spec.lease_transitions or 0,
+        annotations=found.metadata.annotations or {},
+        resource_version=found.metadata.resource_version,
+        document=bytes(text),
+    )
 
 
 def decode_lease_list(text: bytes, name: str) -> tuple[Lease | None, str]:
     """The lease of that name, and the version of the list, at which a watch goes on."""
     found = _lease_list.decode(text)
-    leases = [item for item in found.items or () if item.metadata.name == name]
-    return (_to_lease(leases[0]) if leases else None), found.metadata.resource_version
+    leases = [lease for item in found.items or () if (lease := decode_lease(item)).name == name]
+    return (leases[0] if leases else None), found.metadata.resource_version
 
 
 def decode_pods(text: bytes) -> list[Pod]:
@@ -145,7 +167,7 @@ def decode_event(line: bytes) -> WatchEvent:
         return WatchEvent("ERROR", status=_status.decode(event.object))
     if event.type not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK"):
         raise ValueError(f"a watch event of type {event.type[:80]!r}")
-    lease = decode_lease(bytes(event.object))
+    lease = decode_lease(event.object)
     return WatchEvent(
         event.type,  # type: ignore[arg-type] # mypy does not narrow to a Literal by "in"
         lease=None if event.type == "BOOKMARK" else lease,
@@ -168,20 +190,6 @@ def encode_metadata_patch(
     changes = {"labels": labels, "annotations": annotations}
     return msgspec.json.encode(
         {"metadata": {name: value for name, value in changes.items() if value}}
-    )
-
-
-def _to_lease(found: _Lease) -> Lease:
-    spec = found.spec
-    return Lease(
-        name=found.metadata.name,
-        holder=spec.holder_identity or "",
-        duration_s=spec.lease_duration_seconds or 1,
-        acquire_time=spec.acquire_time or "",
-        renew_time=spec.renew_time or "",
-        transitions=spec.lease_transitions or 0,
-        annotations=found.metadata.annotations or {},
-        resource_version=found.metadata.resource_version,
     )
 
 

@@ -17,7 +17,8 @@ class Lease:
     """A Lease; `holder` is empty if no pod holds it.
 
     The times are RFC 3339 with six digits of a second (metav1.MicroTime). `resource_version` is the
-    API server's: a write with an older one is a conflict.
+    API server's: a write with an older one is a conflict. `document` is the JSON that the Lease was
+    read from: a write keeps what else is in it.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Lease:
     transitions: int = 0
     annotations: Mapping[str, str] = field(default_factory=dict)
     resource_version: str = ""
+    document: bytes = field(default=b"", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -306,6 +306,13 @@ async def test_the_colour_is_that_of_the_worst(
     assert f'<span id="state" role="status" class="{colour}">{state}</span>' in page
 
 
+async def test_a_standby_is_shown_as_one_and_is_ready(tmp_path: Path) -> None:
+    shown = replace(status(destination(), source="no interface has it"), role="standby")
+    page = await browse(tmp_path, "--dump-dom", shown=Shown(shown))
+    assert "role standby" in text_of(page)
+    assert '<span id="state" role="status" class="good">ready</span>' in page
+
+
 @pytest.mark.parametrize(
     ("count", "flags"),
     [

@@ -110,6 +110,32 @@ class ApiContract:
             )
             assert (freed.holder, freed.duration_s) == ("", 1)
 
+    async def test_a_write_keeps_what_others_have_set(self, cluster: Cluster) -> None:
+        async with client_of(cluster) as client, watching(client) as states:
+            assert await following(states) is None
+            await client.create_lease(MINE, timeout_s=TIMEOUT_S)
+            assert await following(states) == await client.get_lease(timeout_s=TIMEOUT_S)
+            document = cluster.administrator.ask("GET", lease_path(cluster))
+            document["metadata"]["labels"] = {"example.com/team": "network"}
+            document["metadata"]["finalizers"] = ["example.com/kept"]
+            cluster.administrator.ask("PUT", lease_path(cluster), document)
+            seen = await following(states)
+            read = await client.get_lease(timeout_s=TIMEOUT_S)
+            for base in (seen, read):
+                assert base is not None
+                latest = await client.get_lease(timeout_s=TIMEOUT_S)
+                assert latest is not None
+                version = latest.resource_version
+                written = replace(base, holder="router-b", annotations={}, resource_version=version)
+                await client.update_lease(written, timeout_s=TIMEOUT_S)
+                document = cluster.administrator.ask("GET", lease_path(cluster))
+                assert document["metadata"]["labels"] == {"example.com/team": "network"}
+                assert document["metadata"]["finalizers"] == ["example.com/kept"]
+                assert not document["metadata"].get("annotations")
+                assert document["spec"]["holderIdentity"] == "router-b"
+            document["metadata"]["finalizers"] = []
+            cluster.administrator.ask("PUT", lease_path(cluster), document)
+
     async def test_a_duration_of_nothing_is_refused(self, cluster: Cluster) -> None:
         async with client_of(cluster) as client:
             with pytest.raises(ApiRejected) as refused:

@@ -40,6 +40,7 @@ class Shown:
             sources=self.status.sources,
             ports=self.status.destinations,
             reloads=self.status.reloads,
+            role=self.status.role,
         )
 
     async def sessions(self, query: Query) -> SessionList | None:

@@ -41,6 +41,10 @@ GOOD_INIT = "good init the configuration is good"
 NO_INIT = "skipped init not validated: EGRESS_SOURCE and EGRESS_GATEWAY are not set"
 NO_RUN = f"skipped run not validated: {P}DESTINATION and {P}DESTINATION_FILE are not set"
 GOOD_RUN = "good run the configuration is good"
+GOOD_HOLD = "good hold the configuration is good"
+NO_IDENTITY = "skipped hold not validated: POD_NAME, POD_NAMESPACE, POD_IP, which egress-hold has"
+IDENTITY = {"POD_NAME": "router-1", "POD_NAMESPACE": "egress", "POD_IP": "192.0.2.11"}
+HA = {**INIT, **RUN, "EGRESS_HA": "lease"}
 # An interface that no machine has: its name is longer than one can be typed by chance.
 NO_INTERFACE = "nosuchinterface"
 
@@ -120,6 +124,92 @@ def test_what_a_command_says(
     # message.
     kept = [] if command.startswith("check") else [line for line in err if "warning" not in line]
     assert termination_log.read_text() == "\n".join(kept)
+
+
+@pytest.mark.parametrize(
+    ("environ", "ended"),
+    [
+        ({**HA, **IDENTITY}, (0, [GOOD_INIT, GOOD_RUN, GOOD_HOLD], [])),
+        (HA, (0, [GOOD_INIT, GOOD_RUN, GOOD_HOLD, NO_IDENTITY], [])),
+        ({**HA, "EGRESS_HA": "off"}, (0, [GOOD_INIT, GOOD_RUN], [])),
+        (
+            {
+                **HA,
+                **IDENTITY,
+                "POD_IP": "pod",
+                "EGRESS_HA_LEASE": "Router",
+                "EGRESS_HA_LEASE_DURATION": "1500ms",
+                "EGRESS_HA_HANDOVER": "soon",
+                "EGRESS_HA_API_SILENCE": "drop",
+                "EGRESS_HOLD_ADMIN_LISTEN": "99999",
+            },
+            (
+                2,
+                [GOOD_INIT, GOOD_RUN, "failed hold 6 problems"],
+                [
+                    (
+                        "EGRESS_HA_LEASE: 'Router': not a name that Kubernetes allows; write "
+                        "lower-case letters, digits and '-', for example egress-router"
+                    ),
+                    (
+                        "EGRESS_HA_LEASE_DURATION: '1500ms': not a number of whole seconds from 1 to "
+                        "60; write for example 2s: the API server and the kernel count in seconds"
+                    ),
+                    (
+                        "EGRESS_HA_HANDOVER: 'soon': not a duration; write for example 500ms, 10s, 1m, "
+                        "1h or plain seconds"
+                    ),
+                    "EGRESS_HA_API_SILENCE: 'drop': not a choice; write keep or release",
+                    (
+                        "EGRESS_HOLD_ADMIN_LISTEN: '99999': not an address and a port; write :9154, "
+                        "an address and a port such as 127.0.0.1:9154, or off"
+                    ),
+                    "POD_IP: 'pod': not an IP address; write for example 192.0.2.10",
+                ],
+            ),
+        ),
+        (
+            {**HA, "POD_NAME": "router-1", "EGRESS_HA_LEASE_DURATION": "0s"},
+            (
+                2,
+                [GOOD_INIT, GOOD_RUN, "failed hold 3 problems"],
+                [
+                    (
+                        "EGRESS_HA_LEASE_DURATION: '0s': not a number of whole seconds from 1 to 60; "
+                        "write for example 2s: the API server and the kernel count in seconds"
+                    ),
+                    (
+                        "POD_NAMESPACE: not set; set it to the pod's namespace (downward API: "
+                        "metadata.namespace)"
+                    ),
+                    (
+                        "POD_IP: not set; set it to the pod's address (downward API: status.podIP), "
+                        "the source of requests to the API server"
+                    ),
+                ],
+            ),
+        ),
+        # The same problem of all commands is one line.
+        (
+            {**HA, "EGRESS_HA": "vrrp"},
+            (
+                2,
+                ["failed init 1 problem", "failed run 1 problem", "failed hold 1 problem"],
+                ["EGRESS_HA: 'vrrp': not a kind of high availability; write lease, or remove it"],
+            ),
+        ),
+    ],
+)
+def test_check_reads_what_hold_reads(
+    environ: dict[str, str],
+    ended: tuple[int, list[str], list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status, out, err = ended
+    assert main(["check", "--offline"], environ=environ) == status
+    told = capsys.readouterr()
+    assert [" ".join(line.split()) for line in told.out.splitlines()] == out
+    assert told.err.splitlines() == err
 
 
 def test_check_reports_why_init_and_run_would_fail(capsys: pytest.CaptureFixture[str]) -> None:

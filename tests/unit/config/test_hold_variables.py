@@ -21,7 +21,7 @@ VALID = {
 
 def test_defaults() -> None:
     settings = read_hold_settings(VALID)
-    assert (settings.lease, settings.duration_s, settings.handover_s) == ("egress-router", 2, 1.0)
+    assert (settings.lease, settings.duration_s, settings.handover_s) == ("egress-router", 2, 2.0)
     assert (settings.release_on_silence, settings.gateway_check) == (False, True)
     assert settings.drain_s == 25.0
     assert settings.pod_ip == ip_address("192.0.2.11")

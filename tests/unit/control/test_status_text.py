@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import msgspec
+import pytest
 
 from egress_proxy.control.status_text import lines
 from egress_proxy.telemetry.status import Failure, ListenerState, Source, readiness
@@ -66,6 +67,14 @@ def test_a_missing_source_and_a_failure_are_reported_with_their_time() -> None:
     told = list(lines((), taken))
     assert "source       192.0.2.99 (no interface has it)" in told
     assert told[-1].endswith("none       connect_refused at 1970-01-01 00:01:00Z")
+
+
+@pytest.mark.parametrize(
+    ("role", "lines_of_role"), [("", []), ("standby", ["role         standby"])]
+)
+def test_the_role_is_shown_with_high_availability(role: str, lines_of_role: list[str]) -> None:
+    taken = msgspec.structs.replace(status(destination()), role=role)
+    assert [line for line in lines((), taken) if line.startswith("role")] == lines_of_role
 
 
 def test_a_failing_destination_says_what_happened_to_its_last_client() -> None:
