@@ -152,17 +152,18 @@ def test_what_a_command_says(
                         "lower-case letters, digits and '-', for example egress-router"
                     ),
                     (
-                        "EGRESS_HA_LEASE_DURATION: '1500ms': not a number of whole seconds from 1 to "
-                        "60; write for example 2s: the API server and the kernel count in seconds"
+                        "EGRESS_HA_LEASE_DURATION: '1500ms': not a number of whole seconds "
+                        "from 1 to 60; write for example 2s: the API server and "
+                        "the kernel count in seconds"
                     ),
                     (
-                        "EGRESS_HA_HANDOVER: 'soon': not a duration; write for example 500ms, 10s, 1m, "
-                        "1h or plain seconds"
+                        "EGRESS_HA_HANDOVER: 'soon': not a duration; write for example 500ms, "
+                        "10s, 1m, 1h or plain seconds"
                     ),
                     "EGRESS_HA_API_SILENCE: 'drop': not a choice; write keep or release",
                     (
-                        "EGRESS_HOLD_ADMIN_LISTEN: '99999': not an address and a port; write :9154, "
-                        "an address and a port such as 127.0.0.1:9154, or off"
+                        "EGRESS_HOLD_ADMIN_LISTEN: '99999': not an address and a port; write "
+                        ":9154, an address and a port such as 127.0.0.1:9154, or off"
                     ),
                     "POD_IP: 'pod': not an IP address; write for example 192.0.2.10",
                 ],
@@ -175,16 +176,17 @@ def test_what_a_command_says(
                 [GOOD_INIT, GOOD_RUN, "failed hold 3 problems"],
                 [
                     (
-                        "EGRESS_HA_LEASE_DURATION: '0s': not a number of whole seconds from 1 to 60; "
-                        "write for example 2s: the API server and the kernel count in seconds"
+                        "EGRESS_HA_LEASE_DURATION: '0s': not a number of whole seconds from 1 "
+                        "to 60; write for example 2s: the API server and "
+                        "the kernel count in seconds"
                     ),
                     (
                         "POD_NAMESPACE: not set; set it to the pod's namespace (downward API: "
                         "metadata.namespace)"
                     ),
                     (
-                        "POD_IP: not set; set it to the pod's address (downward API: status.podIP), "
-                        "the source of requests to the API server"
+                        "POD_IP: not set; set it to the pod's address (downward API: "
+                        "status.podIP), the source of requests to the API server"
                     ),
                 ],
             ),
