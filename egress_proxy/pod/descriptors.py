@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -36,6 +38,16 @@ def raise_descriptor_limit() -> int:
     limit = hard if hard != resource.RLIM_INFINITY else _NR_OPEN
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     return limit
+
+
+def load_libgcc() -> None:
+    """Load the library that ends threads while there is a descriptor to open it with.
+
+    A daemon thread that wakes while the interpreter ends leaves by pthread_exit(3). For that, glibc
+    opens libgcc_s.so.1, and aborts the process when it can't. Other C libraries need none.
+    """
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
 
 
 def share_descriptors(limit: int, listeners: int, wanted: int | None) -> DescriptorBudget:

@@ -45,7 +45,7 @@ from egress_proxy.pod.address_monitor import (
     families_to_ask_for,
 )
 from egress_proxy.pod.addresses import pod_network_addresses, read_deprecated_addresses
-from egress_proxy.pod.descriptors import share_descriptors
+from egress_proxy.pod.descriptors import load_libgcc, share_descriptors
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
 from egress_proxy.relay.timer_wheel import TimerWheel
@@ -101,6 +101,7 @@ class Daemon:
 
         A reload reads the destinations from `environ`, or the file it names.
         """
+        load_libgcc()
         loop = asyncio.get_running_loop()
         self._started_at = monotonic()
         self._toggled_at = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,6 @@ from tests.support.standalone import (
 from tests.support.standalone import PREFIX as P
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from tests.support.dns import DnsServer
     from tests.support.processes import Process
@@ -146,6 +146,14 @@ def test_few_descriptors_serve_as_many_clients_as_they_allow(
         for session in sessions:
             session.finish()
             assert ended(process)["reason"] == "finished"
+
+
+def test_threads_can_end_without_a_descriptor(listener: socket.socket) -> None:
+    """glibc aborts if it can not open libgcc_s.so.1 for one that ends with the interpreter."""
+    remote = listener.getsockname()[1]
+    with running(f"{free_port()} 127.0.0.1 {remote}") as process:
+        process.wait_for("daemon.ready")
+        assert "/libgcc_s.so" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 def test_the_records_of_a_life(listener: socket.socket) -> None:
