@@ -15,8 +15,9 @@ from egress_proxy.init.lock import exclusive
 from egress_proxy.init.netlink import Netlink
 from egress_proxy.init.plan import make_plan
 from egress_proxy.init.preview import Preview
-from egress_proxy.init.problems import failed, find_warnings, unmet_preconditions
+from egress_proxy.init.problems import failed, unmet_preconditions
 from egress_proxy.init.takeover import Takeover
+from egress_proxy.init.warnings import find_warnings
 from egress_proxy.nft import command
 from egress_proxy.nft.table import same
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.init import problems
-from egress_proxy.init.problems import find_warnings, unmet_preconditions
+from egress_proxy.init.problems import unmet_preconditions
 from egress_proxy.init.state import Ipv6Sysctls, Link, Rule, State
 from egress_proxy.init.steps import PutAddress, PutRoute, PutRule, SetLink
+from egress_proxy.init.warnings import find_warnings
 from tests.unit.init.iproute import ETH0, MACVLAN0, assigned, route, settings, state
 
 if TYPE_CHECKING:
