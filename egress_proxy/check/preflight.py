@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 from egress_proxy.check.report import Finding
 from egress_proxy.config.run_variables import DESTINATION
 from egress_proxy.control import admin_client
-from egress_proxy.dns.resolver import Lookup, LookupFailedError, Resolver
+from egress_proxy.dns.answer import Lookup, LookupFailedError
+from egress_proxy.dns.resolver import Resolver
 from egress_proxy.errors import PlatformError
 from egress_proxy.ip import family_of
 from egress_proxy.pod.address_monitor import choose_sources, families_to_ask_for

@@ -15,7 +15,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from egress_proxy.dns.resolver import Answer, Lookup, LookupFailedError
+from egress_proxy.dns.answer import Answer, Lookup, LookupFailedError
 from egress_proxy.events import (
     DaemonDefect,
     DestinationChanged,

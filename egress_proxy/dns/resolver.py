@@ -24,12 +24,13 @@ import socket
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import aiodns
 import pycares
 
 from egress_proxy.config import files
+from egress_proxy.dns.answer import Answer, FamilyFailure, LookupFailedError
 from egress_proxy.dns.channel import Channel
 from egress_proxy.dns.resolv_conf import (
     MAX_OCTETS,
@@ -64,30 +65,6 @@ _UNREACHED = frozenset({aiodns.error.ARES_ECONNREFUSED, aiodns.error.ARES_ETIMEO
 _NO_SUCH = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA})
 
 
-class LookupFailedError(Exception):
-    """A name has no address now; the text says why."""
-
-
-class FamilyFailure(NamedTuple):
-    """Why the addresses of IP `version` (4 or 6) are not known."""
-
-    version: int
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The addresses of a name, IPv4 first, good for `ttl_s` seconds.
-
-    Where a family is in `failed`, the other one was answered; an empty family that is not in it
-    has no address.
-    """
-
-    addresses: tuple[Address, ...]
-    ttl_s: float
-    failed: tuple[FamilyFailure, ...] = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What look-ups may take.
@@ -103,13 +80,6 @@ class Bounds:
     at_once: int = 64
     start_s: float = 0.5
     forget_s: float = 0.25
-
-
-class Lookup(Protocol):
-    """Looks up a name once."""
-
-    async def __call__(self, name: str) -> Answer:
-        """The answer; raises `LookupFailedError`."""
 
 
 class _Failure(NamedTuple):

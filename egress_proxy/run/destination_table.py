@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
-    from egress_proxy.dns.resolver import Lookup
+    from egress_proxy.dns.answer import Lookup
     from egress_proxy.forwarding.data_plane import DataPlane
     from egress_proxy.ip import Address
     from egress_proxy.pod.address_monitor import AddressMonitor

@@ -25,7 +25,7 @@ from tests.support.peers import Listener
 from tests.support.rig import Rig
 
 if TYPE_CHECKING:
-    from egress_proxy.dns.resolver import Answer
+    from egress_proxy.dns.answer import Answer
     from egress_proxy.events import Event
 
 pytestmark = pytest.mark.asyncio

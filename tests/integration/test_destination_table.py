@@ -11,7 +11,7 @@ import pytest
 
 from egress_proxy.config.destinations import Destination
 from egress_proxy.config.settings import read_settings
-from egress_proxy.dns.resolver import Answer, LookupFailedError
+from egress_proxy.dns.answer import Answer, LookupFailedError
 from egress_proxy.errors import PlatformError
 from egress_proxy.events import ListenerClosed
 from egress_proxy.pod.address_monitor import AddressMonitor

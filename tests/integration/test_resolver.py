@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 from dns.rcode import Rcode
 
-from egress_proxy.dns.resolver import MAX_ADDRESSES, Answer, Bounds, LookupFailedError, Resolver
+from egress_proxy.dns.answer import Answer, LookupFailedError
+from egress_proxy.dns.resolver import MAX_ADDRESSES, Bounds, Resolver
 from tests.support.dns import DnsServer, Name
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 from egress_proxy.check.preflight import connect_to, probe_gateway, resolve
 from egress_proxy.config.address_policy import AddressPolicy
 from egress_proxy.config.destinations import Destination
-from egress_proxy.dns.resolver import Answer, LookupFailedError
+from egress_proxy.dns.answer import Answer, LookupFailedError
 
 if TYPE_CHECKING:
     from egress_proxy.check.report import Finding

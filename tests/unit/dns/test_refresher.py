@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from egress_proxy.config.address_policy import AddressPolicy
+from egress_proxy.dns.answer import Answer, FamilyFailure, LookupFailedError
 from egress_proxy.dns.refresher import NameRefresher
-from egress_proxy.dns.resolver import Answer, FamilyFailure, LookupFailedError
 from egress_proxy.events import (
     DaemonDefect,
     DestinationChanged,
