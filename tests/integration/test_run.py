@@ -20,7 +20,6 @@ from tests.support.standalone import (
 from tests.support.standalone import PREFIX as P
 
 if TYPE_CHECKING:
-
     from tests.support.dns import DnsServer
     from tests.support.processes import Process
 
@@ -149,7 +148,7 @@ def test_few_descriptors_serve_as_many_clients_as_they_allow(
 
 
 def test_threads_can_end_without_a_descriptor(listener: socket.socket) -> None:
-    """glibc aborts if it can not open libgcc_s.so.1 for one that ends with the interpreter."""
+    """Glibc aborts if it can not open libgcc_s.so.1 for one that ends with the interpreter."""
     remote = listener.getsockname()[1]
     with running(f"{free_port()} 127.0.0.1 {remote}") as process:
         process.wait_for("daemon.ready")
