@@ -76,7 +76,7 @@ BASE_PYTHON ?= 3.13
 WHEELS := build/wheels/for-$(BASE_PYTHON)
 export ENGINE BASE
 
-$(WHEELS): $(wildcard images/*/requirements.txt) images/requirements-build.txt | install
+$(WHEELS): images/requirements.txt images/requirements-build.txt | install
 	PYTHON=$(BIN)/python images/wheels.sh $(BASE_PYTHON)
 	@touch $@
 
@@ -117,7 +117,7 @@ sbom: images ## write the images' bills of materials (CycloneDX) into dist/
 
 .PHONY: audit
 audit: $(VENV)/image-tools ## look up the pinned packages in the advisory database (needs the internet)
-	for lock in images/requirements-build.txt images/*/requirements.txt; do \
+	for lock in images/requirements-build.txt images/requirements.txt; do \
 		$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement $$lock || exit; \
 	done
 

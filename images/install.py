@@ -20,8 +20,6 @@ SOURCE = Path(__file__).resolve().parent.parent
 IMAGES = SOURCE / "images"
 WHEELS = SOURCE / "build" / "wheels"
 PREFIX = Path("/opt/egress-proxy")
-# What the router's image adds, as a tree of its own, so that it becomes a layer of its own.
-ROUTER_ROOT = Path("/router")
 BUILD_TOOLS = Path("/build-tools")
 MINIMUM_PYTHON = (3, 11)
 
@@ -76,7 +74,7 @@ def drop_commands(directory: Path, keep: set[str]) -> None:
             command.unlink()
 
 
-def compile_tree(tree: Path, *, strip: str = "") -> None:
+def compile_tree(tree: Path) -> None:
     """Compile all modules now, because the root is read-only at run time.
 
     Unchecked hashes, for the default would write the sources' time stamps into the files.
@@ -86,7 +84,6 @@ def compile_tree(tree: Path, *, strip: str = "") -> None:
         maxlevels=64,
         force=True,
         quiet=1,
-        stripdir=strip or None,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
     if not compiled:
@@ -102,14 +99,10 @@ def main() -> None:
 
     venv.create(PREFIX, with_pip=False, symlinks=True)
     python = PREFIX / "bin" / "python3"
-    install("egress-dns-proxy/requirements.txt", python=python)
+    install("requirements.txt", python=python)
     pip("install", "--no-compile", "--no-deps", project, python=python)
-    install("egress-router/requirements.txt", "--no-deps", f"--root={ROUTER_ROOT}", python=python)
     drop_commands(PREFIX / "bin", keep={"egress-proxy", "python", "python3", python.resolve().name})
-    drop_commands(ROUTER_ROOT / PREFIX.relative_to("/") / "bin", keep=set())
-
     compile_tree(PREFIX / "lib")
-    compile_tree(ROUTER_ROOT, strip=str(ROUTER_ROOT))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""Write the hash-pinned requirements of both images, from `pyproject.toml`.
+"""Write the hash-pinned requirements of the images, from `pyproject.toml`.
 
-The egress-router image holds the other image's packages and its own on top, so each image has a
-file of what it adds, and the build tools, which no image keeps, have one too.
+Both images have the same packages. The build tools, which no image keeps, have a file of their own.
 """
 
 # ruff: noqa: INP001 - a script, no package
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,33 +14,18 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Only init speaks netlink; pyroute2 costs 25 MB resident, so the daemon must not even have it.
-ROUTER_ONLY = frozenset({"pyroute2"})
 BUILD_ONLY = ("pip",)
 
 HEADER = "# Made by `make lock` from pyproject.toml; do not edit.\n"
 
 
-def name_of(requirement: str) -> str:
-    """The package's name in PEP 503's normal form."""
-    name = re.match(r"[A-Za-z0-9._-]+", requirement)
-    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
-
-
 def requirements_of(pyproject: str) -> dict[Path, list[str]]:
     """What to pin in each file, given the text of `pyproject.toml`."""
     data = tomllib.loads(pyproject)
-    runtime: list[str] = data["project"]["dependencies"]
-    build: list[str] = data["build-system"]["requires"]
     images = ROOT / "images"
     return {
-        images / "egress-dns-proxy" / "requirements.txt": [
-            line for line in runtime if name_of(line) not in ROUTER_ONLY
-        ],
-        images / "egress-router" / "requirements.txt": [
-            line for line in runtime if name_of(line) in ROUTER_ONLY
-        ],
-        images / "requirements-build.txt": [*build, *BUILD_ONLY],
+        images / "requirements.txt": data["project"]["dependencies"],
+        images / "requirements-build.txt": [*data["build-system"]["requires"], *BUILD_ONLY],
     }
 
 

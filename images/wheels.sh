@@ -18,6 +18,6 @@ for minor in 17 26 27 28; do
 done
 options+=(--platform "manylinux2014_$machine")
 
-for requirements in images/requirements-build.txt images/*/requirements.txt; do
+for requirements in images/requirements-build.txt images/requirements.txt; do
     "${PYTHON:-python3}" -m pip download "${options[@]}" --requirement "$requirements"
 done

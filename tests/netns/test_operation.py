@@ -405,7 +405,9 @@ def test_clients_never_notice_twenty_reloads(
 
 def test_an_idle_daemon_stays_small(deployment: Deployment) -> None:
     # Without what measures coverage, which has a size of its own.
-    proxy = deployment.start(COVERAGE_PROCESS_START="", COVERAGE_PROCESS_CONFIG="")
+    proxy = deployment.start(
+        COVERAGE_PROCESS_START="", COVERAGE_PROCESS_CONFIG="", PYTHONPROFILEIMPORTTIME="1"
+    )
     proxy.wait_for("daemon.ready")
     for path in ("/", "/metrics", "/status.json", "/readyz", "/livez"):
         assert get(deployment.lab.client, path)[0] == 200
@@ -415,6 +417,10 @@ def test_an_idle_daemon_stays_small(deployment: Deployment) -> None:
         if line.startswith("VmRSS:")
     ]
     assert int(line.split()[1]) * 1024 < 45 * MIB, line
+    # Python reports each import on stderr. pyroute2, which only init needs, costs 25 MiB.
+    imported = {line.rpartition("|")[2].strip() for line in proxy.stderr.splitlines()}
+    assert "uvloop" in imported
+    assert "pyroute2" not in imported
 
 
 def check(deployment: Deployment, *options: str, **more_env: str) -> tuple[int, Any, str]:

@@ -451,28 +451,6 @@ def test_the_module_is_the_command_and_reads_its_own_environment() -> None:
     )
 
 
-def test_check_without_pyroute2_reports_what_it_left_out() -> None:
-    program = (
-        "import sys\n"
-        "sys.modules['pyroute2'] = None\n"
-        "from egress_proxy.cli import main\n"
-        "sys.exit(main(['check']))\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **INIT},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert [" ".join(line.split()) for line in ended.stdout.splitlines()] == [
-        GOOD_INIT,
-        "skipped network not examined: this image lacks pyroute2",
-        NO_RUN,
-    ]
-
-
 def test_the_daemon_does_not_pay_for_init() -> None:
     # pyroute2 costs 25 MB resident.
     program = (
