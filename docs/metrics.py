@@ -35,8 +35,8 @@ removed keeps its series until one reload after its last connection has ended.
 {_TABLE}"""
 _HOLD = f"""\
 ## High availability
-`hold` has its own `/metrics`, at `EGRESS_HOLD_ADMIN_LISTEN`: port 9154, `hold-admin` of the container
-`egress-hold`.
+`hold` has its own `/metrics`, at `EGRESS_HOLD_ADMIN_LISTEN`: port 9154, which the container
+`egress-hold` names `hold-admin`.
 
 {_TABLE}"""
 
