@@ -25,24 +25,25 @@ _NAME_OCTETS = 16
 _RTMGRP_LINK = 0x1
 
 
-def read_mac(interface: str) -> bytes:
+def _ask(interface: str, request: int) -> bytes:
+    """The answer of the kernel, a struct ifreq. Raises OSError."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        return fcntl.ioctl(sock, request, _IFREQ.pack(interface.encode()))
+
+
+def read_mac(interface: str, ask: Callable[[str, int], bytes] = _ask) -> bytes:
     """The six octets of the Ethernet address. Raises OSError."""
     # struct sockaddr: the family, then the address.
-    return _ask(interface, _SIOCGIFHWADDR)[_NAME_OCTETS + 2 :][:6]
+    return ask(interface, _SIOCGIFHWADDR)[_NAME_OCTETS + 2 :][:6]
 
 
-def has_carrier(interface: str) -> bool:
+def has_carrier(interface: str, ask: Callable[[str, int], bytes] = _ask) -> bool:
     """Whether frames can be sent now; not over an interface that is gone."""
     try:
-        (flags,) = struct.unpack_from("=H", _ask(interface, _SIOCGIFFLAGS), _NAME_OCTETS)
+        (flags,) = struct.unpack_from("=H", ask(interface, _SIOCGIFFLAGS), _NAME_OCTETS)
     except OSError:
         return False
     return bool(flags & _IFF_UP and flags & _IFF_RUNNING)
-
-
-def _ask(interface: str, request: int) -> bytes:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        return fcntl.ioctl(sock, request, _IFREQ.pack(interface.encode()))
 
 
 class LinkMonitor:

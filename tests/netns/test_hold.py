@@ -260,6 +260,23 @@ def test_a_dead_gateway_moves_nothing() -> None:
         assert spy.gap_s(down_at) < NO_GAP_S
 
 
+def test_a_gateway_that_answers_no_arp_is_not_needed_where_the_check_is_off() -> None:
+    with watched() as (nodes, spy):
+        # Documentation/networking/ip-sysctl: 8, do not reply for all local addresses.
+        nodes.gateway.sysctl("ipv4/conf/all/arp_ignore", 8)
+        for name in "ab":
+            nodes.start(name, EGRESS_HA_GATEWAY_CHECK="off")
+        active, standby = nodes.active(spy)
+        wait_until(lambda: role(nodes, active) == "active")
+        died_at = monotonic()
+        nodes.kill_node(active)
+        assert owned(nodes, spy, standby, died_at) < LIMIT_S
+        undisturbed(spy, 2.0)
+        assert spy.owner() == nodes.pods[standby].mac
+        for pod in nodes.pods.values():
+            assert "gateway.silent" not in {record["event"] for record in pod.running.records}
+
+
 def _put(ip: IPRoute, index: int) -> None:
     ip.addr("add", index=index, address=RESERVED.v4, prefixlen=25)
 
