@@ -13,26 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from egress_proxy.lan.frames import ETH_P_ARP, probe
 from tests.support.lab import EGRESS_PROXY
+from tests.support.lan_faults import OtherSide, Stranger, put_reserved, set_gateway
 from tests.support.namespaces import LabUnavailableError
 from tests.support.needs import do_without
-from tests.support.network import Namespace
-from tests.support.two_nodes import (
-    FAMILIES,
-    GATEWAY,
-    HOLDER,
-    NAMESPACE,
-    OUTSIDE,
-    RESERVED,
-    TwoNodes,
-)
+from tests.support.two_nodes import FAMILIES, HOLDER, NAMESPACE, OUTSIDE, TwoNodes
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pyroute2 import IPRoute
 
     from tests.support.spy import Spy
 
@@ -250,10 +239,10 @@ def test_no_pod_takes_over_without_the_api_server() -> None:
 def test_a_dead_gateway_moves_nothing() -> None:
     with running() as (nodes, spy, active, _):
         down_at = monotonic()
-        nodes.gateway.netlink(lambda ip: ip.link("set", ifname="lan0", state="down"))
+        set_gateway(nodes, up=False)
         nodes.pods[active].running.wait_for("gateway.silent")
         undisturbed(spy, 4.0)
-        nodes.gateway.netlink(lambda ip: ip.link("set", ifname="lan0", state="up"))
+        set_gateway(nodes, up=True)
         nodes.pods[active].running.wait_for("gateway.back")
         undisturbed(spy, 2.0)
         assert spy.owner() == nodes.pods[active].mac
@@ -277,48 +266,24 @@ def test_a_gateway_that_answers_no_arp_is_not_needed_where_the_check_is_off() ->
             assert "gateway.silent" not in {record["event"] for record in pod.running.records}
 
 
-def _put(ip: IPRoute, index: int) -> None:
-    ip.addr("add", index=index, address=RESERVED.v4, prefixlen=25)
-
-
-@contextmanager
-def stranger(nodes: TwoNodes) -> Iterator[Namespace]:
-    """A host on the LAN that knows nothing of this."""
-    host = Namespace("stranger")
-    try:
-        nodes._plug(nodes.switch, "stranger", host, "lan0")
-        host.configure("lan0")
-        yield host
-    finally:
-        host.close()
-
-
 def test_a_foreign_host_is_defended_against() -> None:
-    with running() as (nodes, spy, active, _), stranger(nodes) as host:
-        frame = probe(bytes(6), RESERVED.interface4.ip)
-        index = host.index("lan0")
-        host.netlink(lambda ip: _put(ip, index))
-        with host.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
-            # What the kernel of the host would say of its new address: RFC 5227 section 2.3.
-            sock.bind(("lan0", ETH_P_ARP))
-            mac = sock.getsockname()[4]
-            claim = frame.payload[:8] + mac + RESERVED.interface4.ip.packed + frame.payload[18:]
-            sock.sendto(claim, ("lan0", ETH_P_ARP, 0, 0, b"\xff" * 6))
+    with running() as (nodes, spy, active, _), Stranger(nodes) as stranger:
+        stranger.take()
+        stranger.claim()
         record = nodes.pods[active].running.wait_for("address.defended")
-        assert record["mac"] == mac.hex(":")
+        assert record["mac"] == stranger.mac
         # Here two answer, and it is not this program's doing.
-        host.netlink(lambda ip: ip.addr("del", index=index, address=RESERVED.v4, prefixlen=25))
+        stranger.give_up()
         undisturbed(spy, 1.0)
         assert spy.owner() == nodes.pods[active].mac
         for asked in spy.doubles:
-            assert mac.hex(":") in asked.answers
-            asked.answers.discard(mac.hex(":"))
+            assert stranger.mac in asked.answers
+            asked.answers.discard(stranger.mac)
 
 
 def test_a_foreign_owner_blocks_the_first_and_is_waited_for() -> None:
-    with watched() as (nodes, spy), stranger(nodes) as host:
-        index = host.index("lan0")
-        host.netlink(lambda ip: _put(ip, index))
+    with watched() as (nodes, spy), Stranger(nodes) as stranger:
+        stranger.take()
         for name in "ab":
             nodes.start(name)
         wait_until(
@@ -328,19 +293,16 @@ def test_a_foreign_owner_blocks_the_first_and_is_waited_for() -> None:
                 for record in pod.running.records
             )
         )
-        host.netlink(lambda ip: ip.addr("del", index=index, address=RESERVED.v4, prefixlen=25))
+        stranger.give_up()
         nodes.active(spy)
 
 
 def test_probes_of_others_are_no_claims() -> None:
-    with running() as (nodes, spy, active, _), stranger(nodes) as host:
+    with running() as (nodes, spy, active, _), Stranger(nodes) as stranger:
         began_at = monotonic()
-        with host.open_socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
-            sock.bind(("lan0", ETH_P_ARP))
-            frame = probe(sock.getsockname()[4], RESERVED.interface4.ip)
-            for _ in range(50):
-                sock.sendto(frame.payload, ("lan0", ETH_P_ARP, 0, 0, frame.destination))
-                undisturbed(spy, 0.02)
+        for _ in range(50):
+            stranger.probe()
+            undisturbed(spy, 0.02)
         assert spy.owner() == nodes.pods[active].mac
         assert spy.gap_s(began_at) < NO_GAP_S
         assert "address.defended" not in {
@@ -374,21 +336,16 @@ def test_three_pods_are_rolled_one_after_the_other() -> None:
 
 def test_a_split_lan_has_an_owner_on_each_side_and_one_when_it_heals() -> None:
     with running() as (nodes, spy, active, standby):
-        other = Namespace("gateway of the other side")
-        nodes.callback(other.close)
-        nodes._bridge(nodes.switch, "br1", "02:00:00:00:00:fc")
-        nodes.switch.join("gateway2", other, "lan0")
-        _move(nodes.switch, "gateway2", "br1")
-        other.configure("lan0", GATEWAY)
+        other = OtherSide(nodes)
         split_at = monotonic()
         nodes.api.order(cut=[nodes.environment(active)["POD_IP"]])
-        _move(nodes.switch, f"node-{active}", "br1")
+        other.split(active)
         assert owned(nodes, spy, standby, split_at) < LIMIT_S
         undisturbed(spy, 1.0)
         assert "address.dropped" not in {
             record["event"] for record in nodes.pods[active].running.records
         }
-        _move(nodes.switch, f"node-{active}", "br0")
+        other.heal(active)
         nodes.pods[active].running.wait_for("address.dropped", timeout_s=LIMIT_S)
         healed_at = monotonic()
         undisturbed(spy, 2.0)
@@ -396,11 +353,6 @@ def test_a_split_lan_has_an_owner_on_each_side_and_one_when_it_heals() -> None:
         for asked in spy.doubles:
             assert asked.asked_at <= healed_at
             asked.answers.clear()
-
-
-def _move(switch: Namespace, port: str, bridge: str) -> None:
-    index, master = switch.index(port), switch.index(bridge)
-    switch.netlink(lambda ip: ip.link("set", index=index, master=master, state="up"))
 
 
 @pytest.mark.parametrize("families", FAMILIES, ids="-".join)
@@ -428,8 +380,7 @@ def test_only_what_has_the_reserved_address_leaves_over_the_lan(families: tuple[
 def test_init_and_check_name_an_address_that_the_attachment_has_put() -> None:
     with watched() as (nodes, _):
         pod = nodes.pods["a"].namespace
-        index = pod.index("macvlan0")
-        pod.netlink(lambda ip: _put(ip, index))
+        put_reserved(pod, "macvlan0")
         for command in ("init", "check"):
             done = pod.run(EGRESS_PROXY, command, env=nodes.environment("a"), container=HOLDER)
             assert done.returncode == 1

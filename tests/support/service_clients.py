@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A client that is not served by then has failed.
 PATIENCE_S = 15.0
+# How often that is looked at: hundreds may wait.
+_LOOK_S = 0.1
 
 
 class _Thread:
@@ -65,6 +67,8 @@ class Remote(_Thread):
         self._listener = listener
 
     def _run(self) -> None:
+        # All that waited in a pod come at once.
+        self._listener.listen(socket.SOMAXCONN)
         self._listener.settimeout(0.1)
         while not self._ended.is_set():
             try:
@@ -106,6 +110,7 @@ class Clients(_Thread):
         self._namespace = namespace
         self._address = address
         self._interval_s = interval_s
+        self._look_at = 0.0
         self._selector = selectors.DefaultSelector()
 
     @property
@@ -155,6 +160,9 @@ class Clients(_Thread):
 
     def _give_up(self) -> None:
         now = monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_S
         for key in list(self._selector.get_map().values()):
             sock, client = key.data
             if now - client.began_at > PATIENCE_S:
