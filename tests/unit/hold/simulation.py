@@ -148,7 +148,8 @@ class Simulation:
         node.generation += 1
         node.inbox.clear()
         inherited = node.held_until is not None
-        self.states[name] = start(self.now, carrier=node.port_up, inherited=inherited)
+        # A dead port of the switch still has a link, and no event says so if it has none.
+        self.states[name] = start(self.now, carrier=True, inherited=inherited)
         self._deliver(node, m.Tick())
 
     def stop(self, name: str) -> None:

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from egress_proxy.hold.states import Role
@@ -298,6 +298,17 @@ def fault(lan: Simulation, what: str, name: str) -> tuple[Any, Any]:
 
 @settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["ab", "abc"]), FAULTS)
+# Both are restarted while their ports are dead.
+@example(
+    0,
+    "ab",
+    [
+        ("port", 0.0, 2.0, 0),
+        ("kill hold", 0.0, 1.0, 0),
+        ("kill hold", 0.0, 1.0, 1),
+        ("port", 0.0, 1.0, 1),
+    ],
+)
 def test_no_faults_make_two_owners_on_one_lan_and_one_is_there_in_the_end(
     seed: int, names: str, faults: Faults
 ) -> None:
