@@ -16,8 +16,8 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed ## install the package and its tools into .venv
 
 # Most tests wait for timers and processes, so more of them run at once than there are cores.
-WORKERS ?= $(shell expr 2 \* $$(nproc))
-PYTEST := pytest --numprocesses $(WORKERS) --dist worksteal tests/unit tests/integration tests/netns
+WORKERS ?= $(shell expr 4 \* $$(nproc))
+PYTEST := pytest --numprocesses $(WORKERS) --dist load --maxschedchunk 2 tests/netns tests/integration tests/unit
 
 .PHONY: test
 test: install ## run all tests but those of the images (WORKERS: how many at once)

@@ -1,8 +1,8 @@
 """init with an accident: ``scripted_init.py [--kill-before N] [--fail-before N] [--fail-undo N]``.
 
-Changes are counted from 0, those that undo others go on counting. After each change the default
-routes of the families in ``EGRESS_SOURCE`` must be there, or the exit status is 3. Frames are sent
-and awaited for hundredths of a second.
+Changes are counted from 0, those that undo others go on counting. After each change from the
+accident on, and after all without one, the default routes of the families in ``EGRESS_SOURCE`` must
+be there, or the exit status is 3. Frames are sent and awaited for hundredths of a second.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Unlucky(Netlink):
         if number in (self._options.fail_before, self._options.fail_undo):
             raise OSError(errno.ENOBUFS, "an accident")
         super().apply(change)
+        accident = self._options.fail_before or self._options.kill_before or 0
+        if number < accident:
+            # As in a run without an accident, of which all changes are checked.
+            return
         for source in self._settings.sources:
             routes = self.observe().table(MAIN_TABLE, source.version)
             if not any(route.default for route in routes):
