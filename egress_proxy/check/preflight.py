@@ -114,7 +114,7 @@ async def resolve(
     subject = f"{destination.port} -> {destination}"
     host = destination.host
     if not isinstance(host, str):
-        return (host,), Finding(subject=subject, state="good", detail="an address")
+        return (host,), Finding(subject=subject, state="good", detail="a literal address")
     try:
         answer = await lookup(host)
     except LookupFailedError as error:
