@@ -2,7 +2,8 @@
 
 `advance` takes a state, an event and the time, and returns the next state and what is to be done.
 It opens nothing and waits for nothing; `daemon` feeds it and carries out its actions in order. The
-rules are in `lease_rules`, `lan_rules`, `leaving_rules`; here is the order in which they apply.
+rules are in the modules `standby_rules`, `lease_rules`, `lan_rules`, `leaving_rules`; here is the
+order in which they apply.
 
 First of all, a holder compares the clock with its deadline. If it is late, it was frozen and
 another pod may have the address, so it drops the address and sends nothing (HA pitfall 5).
@@ -13,7 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
-from egress_proxy.hold import lan_rules, lease_rules, leaving_rules
+from egress_proxy.hold import lan_rules, lease_rules, leaving_rules, standby_rules
 from egress_proxy.hold.events import HoldUnconfirmed
 from egress_proxy.hold.messages import (
     CarrierChanged,
@@ -138,7 +139,7 @@ def _run_timers(turn: Turn) -> None:
     if now >= state.ask_at:
         lan_rules.ask_gateway(turn)
     lan_rules.judge_gateway(turn)
-    lease_rules.consider_taking(turn)
+    standby_rules.consider_taking(turn)
 
 
 def _holds(state: State) -> bool:
@@ -169,7 +170,7 @@ def _beat(turn: Turn) -> None:
         if state.confirmed:
             deadline = min(deadline, state.valid_until)
         keep(turn, deadline + LATE_S)
-    if state.own is not None or state.doubtful is not None or lease_rules.is_quiet(turn):
+    if state.own is not None or state.doubtful is not None or standby_rules.is_quiet(turn):
         lease_rules.request(turn)
 
 
@@ -183,6 +184,6 @@ def _next_wake(turn: Turn) -> float:
             times.append(state.valid_until - RELEASE_EARLY_S)
     if state.role == Role.LEAVING:
         times.append(state.leave_at)
-    if state.role == Role.STANDBY and lease_rules.free_at(turn) > turn.now:
-        times.append(lease_rules.free_at(turn))
+    if state.role == Role.STANDBY and standby_rules.free_at(turn) > turn.now:
+        times.append(standby_rules.free_at(turn))
     return min(times) if state.role != Role.STOPPED else NEVER

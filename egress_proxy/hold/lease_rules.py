@@ -1,4 +1,4 @@
-"""The rules about the Lease: when to read it, renew it, take it; what an answer means.
+"""The rules about the Lease: when to read it and to renew it; what an answer means.
 
 A write's condition is the resource version that its decision was made on: a renewal's is that of
 the own last write and never one that the watch has brought, so that a holder which was frozen
@@ -11,10 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from egress_proxy.hold.events import ApiBack, ApiSilent, HoldConfirmed, HoldStandby
-from egress_proxy.hold.objects import Lease
-from egress_proxy.hold.states import NEVER, Phase, Role
+from egress_proxy.hold.states import Phase, Role
 from egress_proxy.hold.transitions import (
-    SUCCESSOR,
     drop,
     finish,
     lose,
@@ -25,19 +23,9 @@ from egress_proxy.hold.transitions import (
 )
 
 if TYPE_CHECKING:
-    from egress_proxy.hold.messages import After, Failure
-    from egress_proxy.hold.states import Request, State, Turn
-
-# Two questions to a gateway are 0.5 s apart: one may be lost.
-GATEWAY_FRESH_S = 1.2
-# How long a released Lease is left to the pod that clients were already sent to.
-SUCCESSOR_FIRST_S = 1.0
-
-
-def is_quiet(turn: Turn) -> bool:
-    """Whether a standby must read the Lease itself, because the watch shows nothing new."""
-    changed_at = turn.state.changed_at
-    return changed_at is None or turn.now - changed_at >= turn.settings.duration_s / 2
+    from egress_proxy.hold.messages import Failure
+    from egress_proxy.hold.objects import Lease
+    from egress_proxy.hold.states import Request, Turn
 
 
 def request(turn: Turn) -> None:
@@ -98,12 +86,12 @@ def _read_answered(turn: Turn, lease: Lease | None) -> None:
     doubtful, state.doubtful = state.doubtful, None
     if state.own is None:
         _observe(turn, lease)
-        if state.role == Role.LEAVING and lease is not None and _is_own(turn, lease):
+        if state.role == Role.LEAVING and lease is not None and is_own(turn, lease):
             # The write that took it was applied after all.
             state.own, state.giving_back = lease, True
             request(turn)
         finish(turn)
-    elif lease is None or not _is_own(turn, lease):
+    elif lease is None or not is_own(turn, lease):
         if state.giving_back:
             released(turn)
         else:
@@ -213,70 +201,6 @@ def _conflict(turn: Turn, sent: Request) -> None:
         lose(turn, "a renewal was a conflict")
 
 
-def consider_taking(turn: Turn) -> None:
-    """Take the Lease if it is free and this pod could use the address."""
-    state, now = turn.state, turn.now
-    if (
-        state.role != Role.STANDBY
-        or state.pending is not None
-        or state.giving_back
-        or state.doubtful is not None
-        or state.changed_at is None
-        or not state.carrier
-        or now < state.patient_until
-        or turn.lan_age_s > GATEWAY_FRESH_S
-    ):
-        return
-    after = _why_free(turn, state)
-    if after is None:
-        return
-    if after == "expiry" and now - state.read_at > turn.settings.duration_s / 2:
-        # Only a server that answers could have shown a renewal.
-        turn.read()
-        return
-    base = state.lease
-    state.after = after
-    state.taking_since = now
-    settings = turn.settings
-    held = base or Lease(name="", transitions=-1)
-    mine = held.holder == settings.identity
-    turn.write(
-        "acquire",
-        replace(
-            held,
-            holder=settings.identity,
-            duration_s=settings.duration_s,
-            transitions=held.transitions if mine else held.transitions + 1,
-            annotations={k: v for k, v in held.annotations.items() if k != SUCCESSOR},
-        ),
-        base,
-    )
-
-
-def _why_free(turn: Turn, state: State) -> After | None:
-    lease = state.lease
-    if lease is None or _is_own(turn, lease):
-        return "start"
-    if lease.holder == "":
-        if not lease.annotations.get(SUCCESSOR, "") or turn.now >= free_at(turn):
-            return "release"
-        return None
-    return "expiry" if turn.now >= free_at(turn) else None
-
-
-def free_at(turn: Turn) -> float:
-    """When the observed Lease will have been left unchanged for long enough."""
-    state = turn.state
-    lease = state.lease
-    if state.changed_at is None or lease is None:
-        return NEVER
-    if lease.holder == "":
-        chosen = lease.annotations.get(SUCCESSOR, "")
-        own = chosen in ("", turn.settings.identity)
-        return state.changed_at + (0.0 if own else SUCCESSOR_FIRST_S)
-    return state.changed_at + lease.duration_s
-
-
 def _observe(turn: Turn, lease: Lease | None) -> None:
     state = turn.state
     before = state.lease
@@ -286,7 +210,7 @@ def _observe(turn: Turn, lease: Lease | None) -> None:
     if state.changed_at is None or not same:
         state.changed_at = turn.now
     state.lease = lease
-    if lease is not None and _is_own(turn, lease):
+    if lease is not None and is_own(turn, lease):
         return
     if lease is not None and (before is None or before.holder != lease.holder):
         turn.tell(HoldStandby(holder=lease.holder))
@@ -297,7 +221,7 @@ def _observe(turn: Turn, lease: Lease | None) -> None:
         drop(turn, "the Lease is not this pod's")
 
 
-def _is_own(turn: Turn, lease: Lease) -> bool:
+def is_own(turn: Turn, lease: Lease) -> bool:
     return lease.holder == turn.settings.identity
 
 
