@@ -6,7 +6,8 @@ rules are in the modules `standby_rules`, `lease_rules`, `lan_rules`, `leaving_r
 order in which they apply.
 
 First of all, a holder compares the clock with its deadline. If it is late, it was frozen and
-another pod may have the address, so it drops the address and sends nothing (HA pitfall 5).
+another pod may have the address, so it drops the address and sends nothing: a holder that defends
+the address because it remembers that it had it, and the new one, answer each other without end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Labels and annotations of pods: which pod the Service leads to, and which ones reach the gateway.
 
 A pod becomes the endpoint before the other one ceases to be, because without an endpoint new
-clients are refused (HA pitfall 9). A change that fails is tried again until it succeeds, or until
+clients are refused. A change that fails is tried again until it succeeds, or until
 another change replaces it.
 """
 

@@ -1,7 +1,7 @@
 """The rules about the LAN: probes, claims, announcements, the gateways.
 
-Only a frame that says "I have the address" counts as a claim. A probe has no sender, and comes from
-switches and scanners too (HA pitfall 6).
+Only a frame that says "I have the address" counts as a claim. A probe has no sender address, and
+switches that track hosts, and scanners, send probes too: none of them wants the address.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ BLOCKED_AFTER_S = 3.0
 BLOCKED_PROBE_INTERVAL_S = 1.0
 ANNOUNCE_INTERVAL_S = 0.05
 # RFC 5227 section 2.4 allows one defence in ten seconds, (b), or any number, (c). The Lease says
-# who is right, so it is (c), with a limit for the sake of the LAN (HA pitfall 5).
+# who is right, so it is (c), with a limit: two hosts that answer each claim with a claim have sent
+# 5,000 frames in 0.4 s.
 DEFENCE_INTERVAL_S = 0.1
 DEFENCE_TOLD_S = 10.0
 

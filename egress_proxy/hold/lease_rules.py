@@ -1,8 +1,9 @@
 """The rules about the Lease: when to read it and to renew it; what an answer means.
 
-A write's condition is the resource version that its decision was made on: a renewal's is that of
-the own last write and never one that the watch has brought, so that a holder which was frozen
-can't take the Lease back from another pod (HA pitfalls 1 and 2).
+A write's condition is the resource version that its decision was made on, so that no news that the
+watch brings meanwhile can change what is written. A renewal's is that of the own last write, and
+never one of the watch: with that, a holder which was frozen would take the Lease back from the pod
+that has taken over.
 """
 
 from __future__ import annotations

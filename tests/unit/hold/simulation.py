@@ -290,7 +290,7 @@ class Simulation:
                 answer(event)
 
         if node.api != "silent":
-            # It is applied however late it comes (HA pitfall 3).
+            # It is applied however late it comes, and the client may have given it up by then.
             self.after(delay_s, arrive)
         self.after(timeout_s, lambda: answer(failed("doubtful", "no answer") if done else None))
 

@@ -1,4 +1,16 @@
-"""What earlier attempts at this fell into, one test each: the elector is driven event by event."""
+"""What earlier attempts at this fell into, one test each: the elector is driven event by event.
+
+1. A renewal with the resource version that the watch has brought: a holder that was frozen and wakes
+   takes the Lease back.
+2. A takeover with another version than the one that the expiry was judged on.
+3. A lost answer: the write was applied, and the holder does not know that it is one.
+4. After requests of its own have failed, the clock of a standby says "expired" of a healthy holder.
+5. A defence from memory, and one without a limit.
+7. The gateway is only asked when in doubt, and so was never heard before.
+8. A change of an address that is gone creates it again.
+
+6 is in `tests/netns/test_hold.py` (probes of other hosts), 9 in `test_labels.py`.
+"""
 
 from __future__ import annotations
 
