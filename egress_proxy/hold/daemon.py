@@ -9,60 +9,33 @@ address when its lifetime ends.
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import deque
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from egress_proxy import __version__
-from egress_proxy.config.hold_variables import ADMIN_LISTEN
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.events import DaemonDefect, Observers
 from egress_proxy.hold import elector, messages
 from egress_proxy.hold.address import ReservedAddresses, refused
-from egress_proxy.hold.api_errors import (
-    ApiConflict,
-    ApiError,
-    ApiRejected,
-    ApiTooManyRequests,
-)
+from egress_proxy.hold.admin_port import AdminPort
 from egress_proxy.hold.events import HoldStarted
-from egress_proxy.hold.labels import Labels, Pods
+from egress_proxy.hold.labels import Labels
 from egress_proxy.hold.lan import Lan
 from egress_proxy.hold.link import LinkMonitor, read_mac
 from egress_proxy.hold.pages import Counts, HoldPages
+from egress_proxy.hold.requests import Requests
 from egress_proxy.hold.states import ElectorSettings
 from egress_proxy.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable
 
     from egress_proxy.config.hold_variables import HoldSettings
     from egress_proxy.events import Observer
-    from egress_proxy.hold.messages import Action, Failure, Input
-    from egress_proxy.hold.objects import Lease
+    from egress_proxy.hold.messages import Action, Input
+    from egress_proxy.hold.requests import Client
     from egress_proxy.hold.states import State
-    from egress_proxy.telemetry.admin import AdminServer
-
-_NOT_FOUND = 404
-
-
-class Client(Pods, Protocol):
-    """The Kubernetes API; each method raises `ApiError`."""
-
-    async def get_lease(self, *, timeout_s: float) -> Lease | None: ...
-
-    async def create_lease(self, lease: Lease, *, timeout_s: float) -> Lease: ...
-
-    async def update_lease(self, lease: Lease, *, timeout_s: float) -> Lease: ...
-
-    def watch_lease(
-        self, failed: Callable[[ApiError], None] | None = None
-    ) -> AsyncGenerator[Lease | None, None]: ...
-
-    async def close(self) -> None: ...
 
 
 def read_clock() -> float:
@@ -109,8 +82,10 @@ class Hold:
             settings.lease,
             self._elector.request_timeout_s,
         )
-        self._sockets: list[socket.socket] = []
-        self._admin: AdminServer | None = None
+        self._requests = Requests(
+            client, self._labels, self.counts, settings.lease, self._elector.request_timeout_s
+        )
+        self._admin = AdminPort(settings.admin_listen, settings.pod_ip)
         self._lan: Lan | None = None
         self._state: State | None = None
         self._inputs: deque[Input] = deque()
@@ -127,7 +102,7 @@ class Hold:
         """Hold the address until SIGTERM. Raises `PlatformError` with what prevents that."""
         try:
             self._open()
-            await self._serve()
+            await self._admin.serve(HoldPages(self.snapshot, self.counts))
             self._supervisor.spawn("watch the lease", self._watch)
             self.feed(messages.Tick())
             problem = await self._ended
@@ -150,7 +125,7 @@ class Hold:
             self._link.start()
         except OSError as error:
             raise PlatformError(_not_opened(settings.interface, error)) from error
-        self._sockets = list(self._bind())
+        self._admin.bind()
         self._state = elector.start(
             read_clock(), carrier=self._link.carrier, inherited=self._address.present()
         )
@@ -165,43 +140,9 @@ class Hold:
             )
         )
 
-    def _bind(self) -> Iterator[socket.socket]:
-        """Take the admin port where the kubelet and Prometheus reach the pod, and inside it."""
-        listen = self._settings.admin_listen
-        if listen is None:
-            return
-        pod = self._settings.pod_ip
-        loopback = "::1" if pod.version == 6 else "127.0.0.1"  # noqa: PLR2004 - IPv6
-        hosts = (str(pod), loopback) if listen.address is None else (str(listen.address),)
-        for host in dict.fromkeys(hosts):
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            try:
-                yield socket.create_server((host, listen.port), family=family)
-            except OSError as error:
-                raise PlatformError(
-                    Problem(
-                        variable=ADMIN_LISTEN.name,
-                        value=f"{host} port {listen.port}",
-                        reason=f"can't listen: {error.strerror}",
-                        cure="choose another port, or off",
-                    )
-                ) from error
-
-    async def _serve(self) -> None:
-        if not self._sockets:
-            return
-        # Without this port HTTP is not needed.
-        from egress_proxy.telemetry.admin import AdminServer  # noqa: PLC0415 - see above
-
-        self._admin = AdminServer(HoldPages(self.snapshot, self.counts))
-        await self._admin.start(self._sockets)
-
     async def _close(self) -> None:
         self._feeding = True
-        if self._admin is not None:
-            await self._admin.stop()
-        for sock in self._sockets:
-            sock.close()
+        await self._admin.stop()
         if self._timer is not None:
             self._timer.cancel()
         if self._lan is not None:
@@ -269,13 +210,13 @@ class Hold:
                 if self._settings.gateway_check or owner:
                     self._lan.ask_gateways(owner=owner)
             case messages.Read():
-                self._start("read the lease", self._read())
+                self._start("read the lease", self._requests.read())
             case messages.Write(lease, acquire):
-                self._start("write the lease", self._write(lease, acquire=acquire))
+                self._start("write the lease", self._requests.write(lease, acquire=acquire))
             case messages.ListPods():
-                self._start("list the pods", self._list_pods())
+                self._start("list the pods", self._requests.list_pods())
             case messages.HandOver(successor):
-                self._start("hand over", self._hand_over(successor))
+                self._start("hand over", self._requests.hand_over(successor))
             case messages.ShowRole(active):
                 self._labels.show_role(active=active)
             case messages.ShowGateway(heard):
@@ -307,61 +248,9 @@ class Hold:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _read(self) -> Input:
-        try:
-            lease = await self._client.get_lease(timeout_s=self._elector.request_timeout_s)
-        except ApiError as error:
-            return _failed(error)
-        return messages.RequestDone(lease)
-
-    async def _write(self, lease: Lease, *, acquire: bool) -> Input:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        written = replace(
-            lease,
-            name=self._settings.lease,
-            renew_time=now,
-            acquire_time=now if acquire or not lease.acquire_time else lease.acquire_time,
-        )
-        write = self._client.update_lease if lease.resource_version else self._client.create_lease
-        try:
-            done = await write(written, timeout_s=self._elector.request_timeout_s)
-        except ApiError as error:
-            failed = _failed(error)
-            self.counts.renewals[failed.failure] += 1
-            return failed
-        self.counts.renewals["done"] += 1
-        return messages.RequestDone(done)
-
-    async def _list_pods(self) -> Input:
-        try:
-            return messages.PodsListed(await self._labels.list_pods())
-        except ApiError:
-            return messages.PodsListed(None)
-
-    async def _hand_over(self, successor: str) -> Input:
-        try:
-            await self._labels.hand_over(successor)
-        except ApiError:
-            return messages.HandedOver(done=False)
-        return messages.HandedOver(done=True)
-
     async def _watch(self) -> None:
         async for lease in self._client.watch_lease():
             self.feed(messages.LeaseSeen(lease))
-
-
-def _failed(error: ApiError) -> messages.RequestFailed:
-    match error:
-        case ApiConflict():
-            failure: Failure = "conflict"
-        case ApiRejected(status=status):
-            # The Lease was deleted: decisions based on it are void.
-            failure = "conflict" if status == _NOT_FOUND else "refused"
-        case ApiTooManyRequests(retry_after_s=retry_after_s):
-            return messages.RequestFailed("refused", str(error), retry_after_s)
-        case _:
-            failure = "doubtful"
-    return messages.RequestFailed(failure, str(error))
 
 
 def _not_opened(interface: str, error: OSError) -> Problem:

@@ -1,7 +1,7 @@
 """What earlier attempts at this fell into, one test each: the elector is driven event by event.
 
-1. A renewal with the resource version that the watch has brought: a holder that was frozen and wakes
-   takes the Lease back.
+1. A renewal with the resource version that the watch has brought: a holder that was frozen, and
+   wakes, takes the Lease back.
 2. A takeover with another version than the one that the expiry was judged on.
 3. A lost answer: the write was applied, and the holder does not know that it is one.
 4. After requests of its own have failed, the clock of a standby says "expired" of a healthy holder.
