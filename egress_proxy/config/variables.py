@@ -293,5 +293,6 @@ LOG_FORMAT = Variable(
     "EGRESS_DNS_PROXY_LOG_FORMAT",
     "",
     parse_log_format,
-    "json or console; empty: console on a terminal, otherwise json",
+    "json (failures too) or console; empty: console on a terminal, otherwise json, but failures are "
+    "text on stderr",
 )
