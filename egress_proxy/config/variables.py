@@ -293,6 +293,6 @@ LOG_FORMAT = Variable(
     "EGRESS_DNS_PROXY_LOG_FORMAT",
     "",
     parse_log_format,
-    "json (failures too) or console; empty: console on a terminal, otherwise json, but failures are "
-    "text on stderr",
+    "json (failures too) or console; empty: console on a terminal, otherwise json, but failures "
+    "are text on stderr",
 )
