@@ -1,7 +1,8 @@
 """Finds the running `egress-proxy run` of the container, and signals it.
 
 The image has no shell and no ``kill``. The daemon is process 1, unless the pod shares its process
-namespace; other containers' processes are not seen.
+namespace; other containers' processes are not seen. Daemons of other pods, which a node sees, are
+left alone.
 """
 
 from __future__ import annotations
@@ -54,14 +55,20 @@ def choose(processes: Iterable[tuple[int, Sequence[str]]]) -> int:
 
 
 def read_processes(proc: Path = _PROC) -> list[tuple[int, list[str]]]:
-    """All processes with their command lines. Raises `PlatformError`."""
+    """All processes of this pod with their command lines. Raises `PlatformError`."""
     try:
         numbers = [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
     except OSError as error:
         raise _unreadable(error.strerror) from None
     if not numbers:
         raise _unreadable("it is empty")
-    return [(number, _arguments(proc / str(number) / "cmdline")) for number in numbers]
+    here = _network(proc / "self")
+    # That of another user's process can't be read, nor can the process be signalled.
+    return [
+        (number, _arguments(proc / str(number) / "cmdline"))
+        for number in numbers
+        if _network(proc / str(number)) in ("", here)
+    ]
 
 
 def send(action: str) -> str:
@@ -75,6 +82,14 @@ def send(action: str) -> str:
             Problem(reason=f"can't signal process {process}: {error.strerror}", cure=_WHERE)
         ) from None
     return f"sent {number.name} to process {process}: {effect}"
+
+
+def _network(process: Path) -> str:
+    """The network namespace of a process, which the containers of a pod share; empty: unknown."""
+    try:
+        return os.readlink(process / "ns/net")  # noqa: PTH115 - no file has this name
+    except OSError:
+        return ""
 
 
 def _arguments(path: Path) -> list[str]:

@@ -74,3 +74,12 @@ def test_command_lines_are_read(tmp_path: Path) -> None:
     (tmp_path / "3").mkdir()
     (tmp_path / "self").mkdir()
     assert sorted(read_processes(tmp_path)) == [(1, ["a", "b"]), (2, [""]), (3, [])]
+
+
+def test_processes_of_other_pods_are_left_out(tmp_path: Path) -> None:
+    for name, namespace in (("self", "net:[1]"), ("10", "net:[1]"), ("11", "net:[2]")):
+        (tmp_path / name / "ns").mkdir(parents=True)
+        (tmp_path / name / "ns/net").symlink_to(namespace)
+    # Of another user.
+    (tmp_path / "12").mkdir()
+    assert sorted(read_processes(tmp_path)) == [(10, []), (12, [])]
