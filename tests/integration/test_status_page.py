@@ -304,6 +304,8 @@ async def test_the_colour_is_that_of_the_worst(
 ) -> None:
     page = await browse(tmp_path, "--dump-dom", shown=Shown(shown))
     assert f'<span id="state" role="status" class="{colour}">{state}</span>' in page
+    # With EGRESS_DNS_PROXY_SOURCE=any no egress interface is used.
+    assert ("interface macvlan0" in text_of(page)) == bool(shown.sources)
 
 
 async def test_a_standby_is_shown_as_one_and_is_ready(tmp_path: Path) -> None:
