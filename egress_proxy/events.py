@@ -96,11 +96,13 @@ class Observers:
 class ConnectionClosed(Event, name="connection.closed", level="debug"):
     """A connection ended: exactly one per accepted client.
 
-    `address` is the upstream's, or the last one tried; None if none was tried. `source` is the
-    address that the upstream sees, if `record_source_port` is on. `connect_s` is None if no
-    upstream was reached. `error` is the errno of the last failed attempt, 0 if there is none.
+    `address` is the upstream's, or the last one tried; empty if none was tried. `source` is the
+    address that the upstream sees; empty if none was reached, or if it was reached before these
+    records were switched on. `connect_s` is None if no upstream was reached. `error` is that of the
+    last failed attempt.
     """
 
+    # In the log addresses are texts, empty for None, and `error` is the errno's name and meaning.
     listener: int
     destination: str
     client: Sequence[object]
