@@ -77,6 +77,19 @@ def test_alerts_and_dashboard_use_metrics_that_there_are() -> None:
         assert used(expression) <= SERIES | HOLD_SERIES, expression
 
 
+def test_prometheus_understands_each_expression_of_the_dashboard(tmp_path: Path) -> None:
+    variables = {"$__rate_interval": "5m", "$namespace": ".*", "$pod": ".*"}
+    rules = []
+    for number, expression in enumerate(expressions()):
+        for variable, value in variables.items():
+            expression = expression.replace(variable, value)  # noqa: PLW2901 - step by step
+        rules.append({"record": f"panel:{number}", "expr": expression})
+    text = json.dumps({"groups": [{"name": "dashboard", "rules": rules}]})
+    # JSON is YAML.
+    (tmp_path / "rules.yaml").write_text(text)
+    promtool(tmp_path, "check rules rules.yaml")
+
+
 def test_every_metric_but_two_is_shown_on_the_dashboard() -> None:
     shown = set().union(*map(used, expressions())) | used(json.dumps(DASHBOARD["templating"]))
     # Addresses in use are on the status page; the information is in source_up's label.
