@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import os
 import signal
@@ -107,12 +108,17 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
     from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - check --offline needs none
     from egress_proxy.pod.preconditions import find_problems  # noqa: PLC0415 - see above
+    from egress_proxy.pod.refusals import (  # noqa: PLC0415 - see above
+        check_resources,
+        refusals_are_problems,
+    )
 
     # Before the event loop, which aborts the process when it gets no descriptors.
     pod = read_pod()
     problems = find_problems(wanted, pod)
     if problems:
         raise PlatformError(*problems)
+    check_resources()
 
     # The event loop and DNS are for this command alone.
     import uvloop  # noqa: PLC0415 - see above
@@ -120,11 +126,13 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     from egress_proxy.run import daemon  # noqa: PLC0415 - see above
     from egress_proxy.telemetry import logs  # noqa: PLC0415 - see above
 
-    log = logs.RunLog(wanted.log_format, debug=wanted.debug, connections=wanted.log_connections)
+    with refusals_are_problems():
+        log = logs.RunLog(wanted.log_format, debug=wanted.debug, connections=wanted.log_connections)
 
     async def forward() -> None:
         shutdown = daemon.Shutdown()
-        running = daemon.Daemon(wanted, pod, log, environ)
+        with refusals_are_problems():
+            running = daemon.Daemon(wanted, pod, log, environ)
         loop = asyncio.get_running_loop()
         for number, act in (
             (signal.SIGTERM, shutdown.request),
@@ -138,11 +146,19 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     if os.getpid() == 1:
         # A container's first process inherits orphans; ignored, the kernel buries them (wait(2)).
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(forward())
-        finally:
-            log.close()
+
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        with refusals_are_problems():
+            return uvloop.new_event_loop()
+
+    runner = asyncio.Runner(loop_factory=new_event_loop)
+    try:
+        runner.run(forward())
+    finally:
+        log.close()
+        # It runs the loop twice more, which needs descriptors; the process ends without it, too.
+        with contextlib.suppress(OSError, RuntimeError):
+            runner.close()
 
 
 def hold(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:

@@ -238,7 +238,9 @@ class Connection:
             self._next_attempt_or_time_out()
         else:
             if self._needs_keepalive is not None:
-                keep_alive(self._needs_keepalive)
+                # A session without it is better than none.
+                with contextlib.suppress(OSError):
+                    keep_alive(self._needs_keepalive)
                 self._needs_keepalive = None
             self._check_idle(self._relay)
 

@@ -52,9 +52,10 @@ def read_pod(
         )
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        hidden = error.filename and isinstance(error, FileNotFoundError | PermissionError)
         raise PlatformError(
             Problem(
                 reason=f"can't read the pod's interfaces: {what}",
-                cure="mount /proc in the container",
+                cure="mount /proc in the container" if hidden else "",
             )
         ) from None

@@ -46,6 +46,7 @@ from egress_proxy.pod.address_monitor import (
 )
 from egress_proxy.pod.addresses import pod_network_addresses, read_deprecated_addresses
 from egress_proxy.pod.descriptors import load_libgcc, share_descriptors
+from egress_proxy.pod.refusals import refusals_are_problems
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
 from egress_proxy.relay.timer_wheel import TimerWheel
@@ -240,7 +241,8 @@ class Daemon:
         Raises `PlatformError` with everything that prevents a start.
         """
         try:
-            await self._start()
+            with refusals_are_problems():
+                await self._start()
             await shutdown.requested.wait()
             await self._drain(shutdown)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,12 +73,25 @@ def rp_filter() -> int:
     return 1
 
 
-@pytest.fixture
-def lab(rp_filter: int) -> Iterator[Lab]:
-    """A new topology."""
+@contextmanager
+def _built(rp_filter: int) -> Iterator[Lab]:
     try:
         built = Lab(rp_filter=rp_filter)
     except LabUnavailableError as error:
         do_without(str(error))
     with built:
+        yield built
+
+
+@pytest.fixture
+def lab(rp_filter: int) -> Iterator[Lab]:
+    """A new topology."""
+    with _built(rp_filter) as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def shared_lab() -> Iterator[Lab]:
+    """One for a whole file, whose tests leave it as it is."""
+    with _built(1) as built:
         yield built

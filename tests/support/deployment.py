@@ -179,10 +179,14 @@ class Deployment(ExitStack):
         assert (done.returncode, done.stderr) == (0, ""), done
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def start(self, **more_env: str) -> Process:
-        """Start the main container; it ends with the deployment at the latest."""
+    def start(self, *wrapper: str, **more_env: str) -> Process:
+        """Start the main container; it ends with the deployment at the latest.
+
+        `wrapper` is the beginning of a command line that starts it, such as a tracer's.
+        """
         return self.enter_context(
             self.lab.pod.start(
+                *wrapper,
                 EGRESS_PROXY,
                 "run",
                 env=RUN_ENV | more_env,

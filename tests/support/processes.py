@@ -128,6 +128,11 @@ class Process(Command):
             self._unseen.remove(record)
             return record
 
+    def forget(self) -> None:
+        """Later calls of `wait_for` return only records that come from now on."""
+        with self._news:
+            self._unseen.clear()
+
     def wait(self, *, timeout_s: float = 10) -> int:
         """The exit status, once the command has ended and all its records are read."""
         status = super().wait(timeout_s=timeout_s)

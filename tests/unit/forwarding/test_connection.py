@@ -307,6 +307,19 @@ def test_keepalive_is_set_at_the_first_tick_and_not_before(clients: Clients) -> 
     assert clients.plane.closed == []
 
 
+def test_a_session_whose_keepalive_is_refused_goes_on(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, upstream, _ = connected(clients)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "by a BPF program of the cgroup")
+
+    monkeypatch.setattr(upstream, "setsockopt", refuse)
+    clients.plane.loop.advance(1.0)
+    assert clients.plane.closed == []
+
+
 def test_a_silent_session_ends_at_its_idle_timeout() -> None:
     clients = Clients(idle_timeout_s=1e-6)
     client, upstream, _ = connected(clients)
