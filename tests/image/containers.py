@@ -7,6 +7,7 @@ spec's fields become podman's options in one place, `_options`.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import uuid
@@ -20,6 +21,7 @@ from tests.support.needs import do_without
 from tests.support.processes import Process
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,14 +56,23 @@ def _path(descriptor: int) -> str:
 class Pod:
     """A pod after `example`: the first `init`, then `proxy`, as often as a test likes.
 
-    The examples' addresses give way to the laboratory's; everything else is theirs. Leaving the
-    ``with`` block removes what still runs.
+    The examples' addresses give way to the laboratory's; everything else is theirs. `volumes` are
+    the directories on this machine that the pod's volumes of these names show. Leaving the ``with``
+    block removes what still runs.
     """
 
-    def __init__(self, lab: Lab, example: Resource, directory: Path) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        example: Resource,
+        directory: Path,
+        volumes: Mapping[str, Path] | None = None,
+    ) -> None:
         self._lab = lab
         self._spec = example["spec"]
+        self._volumes = volumes or {}
         self._names: list[str] = []
+        self._by_container: dict[str, str] = {}
         self._termination_log = directory / "termination-log"
         self._resolv_conf = directory / "resolv.conf"
         self._resolv_conf.write_text(
@@ -82,6 +93,11 @@ class Pod:
         podman("rm", "--force", "--ignore", "--time=0", *self._names)
 
     @property
+    def has_init(self) -> bool:
+        """Whether there is an init container."""
+        return "initContainers" in self._spec
+
+    @property
     def termination_message(self) -> str:
         """What the container that ended last left for the kubelet."""
         return self._termination_log.read_text()
@@ -100,36 +116,58 @@ class Pod:
         (container,) = self._spec["containers"]
         return self._start(container, variables)
 
+    def start(self, container: str, **variables: str) -> Process:
+        """Start the main container of this name."""
+        (found,) = (each for each in self._spec["containers"] if each["name"] == container)
+        return self._start(found, variables)
+
     def signal(self, name: str) -> None:
         """Send a signal such as ``TERM`` to the container that was started last."""
         podman("kill", f"--signal={name}", self._names[-1])
 
-    def execute(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the container that was started last, as `kubectl exec` would."""
-        return podman("exec", self._names[-1], *argv, check=False)
+    def execute(self, *argv: str, container: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command in a running container, or the last started, as `kubectl exec` would."""
+        name = self._by_container[container] if container else self._names[-1]
+        return podman("exec", name, *argv, check=False)
+
+    def run_instead_of_init(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end in a container like the init container, after that has ended."""
+        (container,) = self._spec["initContainers"]
+        return podman(*self._arguments(container | {"command": argv}, {}), check=False)
 
     def _start(self, container: Resource, variables: dict[str, str]) -> Process:
         # The kubelet makes a new file for each container, and every user may write to it.
         self._termination_log.write_text("")
         self._termination_log.chmod(0o666)
+        arguments = self._arguments(container, variables)
+        self._by_container[container["name"]] = self._names[-1]
+        return Process(["podman", *arguments], env=dict(os.environ))
+
+    def _arguments(self, container: Resource, variables: dict[str, str]) -> Sequence[str]:
+        """Of podman, to run the container under a new name."""
         environment = {entry["name"]: entry["value"] for entry in container["env"]} | variables
         self._names.append(f"egress-test-{uuid.uuid4()}")
-        return Process(
-            [
-                "podman",
-                "run",
-                "--rm",
-                f"--name={self._names[-1]}",
-                f"--network=ns:{_path(self._lab.pod.descriptor)}",
-                f"--volume={self._resolv_conf}:/etc/resolv.conf:ro",
-                f"--volume={self._termination_log}:/dev/termination-log",
-                *LIMITS,
-                *(f"--env={name}={value}" for name, value in environment.items()),
-                *_options(container["securityContext"]),
-                f"localhost/{container['image']}",
-            ],
-            env=dict(os.environ),
-        )
+        return [
+            "run",
+            "--rm",
+            f"--name={self._names[-1]}",
+            f"--network=ns:{_path(self._lab.pod.descriptor)}",
+            f"--volume={self._resolv_conf}:/etc/resolv.conf:ro",
+            f"--volume={self._termination_log}:/dev/termination-log",
+            *(
+                f"--volume={self._volumes[mount['name']]}:{mount['mountPath']}:ro"
+                for mount in container.get("volumeMounts", ())
+            ),
+            *LIMITS,
+            *(f"--env={name}={value}" for name, value in environment.items()),
+            *_options(container["securityContext"]),
+            *(
+                [f"--entrypoint={json.dumps(container['command'])}"]
+                if "command" in container
+                else ()
+            ),
+            f"localhost/{container['image']}",
+        ]
 
 
 def _options(context: Resource) -> list[str]:
