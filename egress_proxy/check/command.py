@@ -107,9 +107,8 @@ def _check_run(environ: Mapping[str, str], report: Report, how: How) -> None:
 
 
 def _check_hold(environ: Mapping[str, str], report: Report, _how: How) -> None:
-    """Read what `hold` reads, except for the pod's identity, which only its own container has."""
-    identity = [variable.name for variable in hold_variables.IDENTITY]
-    absent = [] if any(name in environ for name in identity) else identity
+    """Read what `hold` reads; only its own container has all of the pod's identity."""
+    absent = [each.name for each in hold_variables.IDENTITY if each.name not in environ]
     try:
         hold_variables.read_hold_settings(environ)
     except ConfigurationError as error:

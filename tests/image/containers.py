@@ -48,6 +48,11 @@ def example(name: str) -> Resource:
     return pod
 
 
+def image_of(container: Resource) -> str:
+    """Which of the images it is: its name without registry and tag."""
+    return str(container["image"]).rpartition("/")[2].partition(":")[0]
+
+
 def _path(descriptor: int) -> str:
     """A path of this process's `descriptor` that other processes can open."""
     return f"/proc/{os.getpid()}/fd/{descriptor}"
@@ -146,11 +151,12 @@ class Pod:
     def _arguments(self, container: Resource, variables: dict[str, str]) -> Sequence[str]:
         """Of podman, to run the container under a new name."""
         environment = {entry["name"]: entry["value"] for entry in container["env"]} | variables
-        self._names.append(f"egress-test-{uuid.uuid4()}")
+        name = f"egress-test-{uuid.uuid4()}"
+        self._names.append(name)
         return [
             "run",
             "--rm",
-            f"--name={self._names[-1]}",
+            f"--name={name}",
             f"--network=ns:{_path(self._lab.pod.descriptor)}",
             f"--volume={self._resolv_conf}:/etc/resolv.conf:ro",
             f"--volume={self._termination_log}:/dev/termination-log",
@@ -166,7 +172,7 @@ class Pod:
                 if "command" in container
                 else ()
             ),
-            f"localhost/{container['image']}",
+            f"localhost/{image_of(container)}",
         ]
 
 

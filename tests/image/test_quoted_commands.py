@@ -7,7 +7,9 @@ The attachments are a macvlan, whatever the manifest's own CNI plugin; the API s
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ import pytest
 import egress_proxy
 from egress_proxy.config.settings import read_settings
 from egress_proxy.hold.api_server import MOUNT
-from tests.image.containers import IMAGES, LIMITS, ROOT, Pod, example
+from tests.image.containers import IMAGES, LIMITS, ROOT, Pod, example, image_of
 from tests.image.test_manifests import EXAMPLES, OVERLAYS, environment, one, pod_of, render
 from tests.support.api_process import ApiProcess
 from tests.support.attachments import attach, macvlan
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
     from egress_proxy.config.destinations import Destination
     from tests.image.containers import Resource
-    from tests.support.quoted_commands import Exec
 
 # What an operator is told now. Decisions and the changelog tell of the past.
 DOCUMENTS = sorted(
@@ -81,12 +82,12 @@ def test_a_quoted_podman_command_works(line: str, image: str, tmp_path: Path) ->
     assert re.search(r"^good +run", done.stdout, re.MULTILINE)
 
 
-def expectation(command: Exec, *, daemon: str) -> tuple[int, str]:
-    """Exit status and a pattern of the output of `command`.
+def expectation(argv: tuple[str, ...], *, daemon: str) -> tuple[int, str]:
+    """Exit status and a pattern of the output of a command.
 
     `daemon` says where `egress-proxy run` is: in this ``container``, this ``pod``, or ``nowhere``.
     """
-    match command.argv[:2]:
+    match argv[:2]:
         case ("egress-proxy", "--version"):
             return 0, rf"^egress-proxy {re.escape(egress_proxy.__version__)}$"
         case ("egress-proxy", "check"):
@@ -99,38 +100,48 @@ def expectation(command: Exec, *, daemon: str) -> tuple[int, str]:
             return 0, r"^sent SIG(HUP|USR1) to process 1: "
         case ("egress-proxy", "signal"):
             return 1, r"no egress-proxy run in this container; use the container that runs "
-    raise AssertionError(f"{command}: state here what it prints")
+    raise AssertionError(f"{argv}: state here what it prints")
 
 
-def failure(command: Exec, done: subprocess.CompletedProcess[str], daemon: str) -> str | None:
-    """What is wrong with how `command` ended; None if nothing is."""
-    status, pattern = expectation(command, daemon=daemon)
+def failure(
+    title: str, argv: tuple[str, ...], done: subprocess.CompletedProcess[str], daemon: str
+) -> str:
+    """What is wrong with how a command ended, under a `title`; empty if nothing is."""
+    status, pattern = expectation(argv, daemon=daemon)
     output = done.stdout + done.stderr
     if (
         done.returncode == status
         and re.search(pattern, output, re.MULTILINE)
         and "Traceback" not in output
     ):
-        return None
-    return f"exit {done.returncode}, not {status} with {pattern!r}:\n{output}"
+        return ""
+    return f"{title}: exit {done.returncode}, not {status} with {pattern!r}:\n{output}"
 
 
 @pytest.mark.parametrize("name", [*OVERLAYS, *EXAMPLES])
 def test_every_quoted_command_works_in_every_container(lab: Lab, tmp_path: Path, name: str) -> None:
     with running_pod(lab, name, tmp_path) as (pod, containers):
-        failures = []
-        daemon_here = {each: image == DAEMON for each, image in containers.items()}
-        in_pod = "pod" if any(daemon_here.values()) else "nowhere"
-        for command in sorted(QUOTED, key=str):
-            for container, here in daemon_here.items():
-                if command.container in {"", container}:
-                    done = pod.execute(*command.argv, container=container)
-                    wrong = failure(command, done, "container" if here else in_pod)
-                    failures += [f"{container}: {command}: {wrong}"] if wrong else []
-            if not command.container and pod.has_init:
-                done = pod.run_instead_of_init(*command.argv)
-                wrong = failure(command, done, in_pod)
-                failures += [f"like init: {command}: {wrong}"] if wrong else []
+        in_pod = "pod" if DAEMON in containers.values() else "nowhere"
+
+        def wrong_in(container: str, argv: tuple[str, ...]) -> str:
+            done = pod.execute(*argv, container=container)
+            daemon = "container" if containers[container] == DAEMON else in_pod
+            return failure(f"{container}: {shlex.join(argv)}", argv, done, daemon)
+
+        def wrong_like_init(argv: tuple[str, ...]) -> str:
+            done = pod.run_instead_of_init(*argv)
+            return failure(f"like init: {shlex.join(argv)}", argv, done, in_pod)
+
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            results = [
+                pool.submit(wrong_in, container, argv)
+                for container in containers
+                for argv in {each.argv for each in QUOTED if each.container in {"", container}}
+            ]
+            if pod.has_init:
+                anywhere = {each.argv for each in QUOTED if not each.container}
+                results += [pool.submit(wrong_like_init, argv) for argv in anywhere]
+        failures = [text for result in results if (text := result.result())]
         assert not failures, "\n".join(failures)
 
 
@@ -165,14 +176,14 @@ def running_pod(lab: Lab, name: str, directory: Path) -> Iterator[tuple[Pod, dic
         for container in spec["containers"]:
             process = stack.enter_context(pod.start(container["name"]))
             process.wait_for(ready_event(container), timeout_s=30)
-        yield pod, {each["name"]: each["image"] for each in spec["containers"]}
+        yield pod, {each["name"]: image_of(each) for each in spec["containers"]}
 
 
 def ready_event(container: Resource) -> str:
     """The record that says that the container is at work."""
     if container["name"] == "egress-hold":
         return "hold.active"
-    return "daemon.ready" if container["image"] == DAEMON else "init.waiting"
+    return "daemon.ready" if image_of(container) == DAEMON else "init.waiting"
 
 
 def mounted(resources: list[Resource], directory: Path) -> dict[str, Path]:

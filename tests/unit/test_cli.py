@@ -42,6 +42,7 @@ NO_INIT = "skipped init not validated: EGRESS_SOURCE and EGRESS_GATEWAY are not 
 NO_RUN = f"skipped run not validated: {P}DESTINATION and {P}DESTINATION_FILE are not set"
 GOOD_RUN = "good run the configuration is good"
 GOOD_HOLD = "good hold the configuration is good"
+NO_POD_IP = "skipped hold not validated: POD_IP, which egress-hold has"
 NO_IDENTITY = "skipped hold not validated: POD_NAME, POD_NAMESPACE, POD_IP, which egress-hold has"
 IDENTITY = {"POD_NAME": "router-1", "POD_NAMESPACE": "egress", "POD_IP": "192.0.2.11"}
 HA = {**INIT, **RUN, "EGRESS_HA": "lease"}
@@ -131,6 +132,11 @@ def test_what_a_command_says(
     [
         ({**HA, **IDENTITY}, (0, [GOOD_INIT, GOOD_RUN, GOOD_HOLD], [])),
         (HA, (0, [GOOD_INIT, GOOD_RUN, GOOD_HOLD, NO_IDENTITY], [])),
+        # As in the container of run, whose logs and status name the pod.
+        (
+            {**HA, "POD_NAME": "router-1", "POD_NAMESPACE": "egress"},
+            (0, [GOOD_INIT, GOOD_RUN, GOOD_HOLD, NO_POD_IP], []),
+        ),
         ({**HA, "EGRESS_HA": "off"}, (0, [GOOD_INIT, GOOD_RUN], [])),
         (
             {
@@ -170,10 +176,10 @@ def test_what_a_command_says(
             ),
         ),
         (
-            {**HA, "POD_NAME": "router-1", "EGRESS_HA_LEASE_DURATION": "0s"},
+            {**HA, "POD_NAME": "Router", "EGRESS_HA_LEASE_DURATION": "0s"},
             (
                 2,
-                [GOOD_INIT, GOOD_RUN, "failed hold 3 problems"],
+                [GOOD_INIT, GOOD_RUN, "failed hold 2 problems"],
                 [
                     (
                         "EGRESS_HA_LEASE_DURATION: '0s': not a number of whole seconds from 1 "
@@ -181,12 +187,8 @@ def test_what_a_command_says(
                         "the kernel count in seconds"
                     ),
                     (
-                        "POD_NAMESPACE: not set; set it to the pod's namespace (downward API: "
-                        "metadata.namespace)"
-                    ),
-                    (
-                        "POD_IP: not set; set it to the pod's address (downward API: "
-                        "status.podIP), the source of requests to the API server"
+                        "POD_NAME: 'Router': not a name that Kubernetes allows; write "
+                        "lower-case letters, digits and '-', for example egress-router"
                     ),
                 ],
             ),
