@@ -314,8 +314,8 @@ class DestinationTable:
                 self._settings.stale_timeout_s,
             )
             refresher.tell(lambda addresses: self._stale_sessions.set_addresses(name, addresses))
-            self.refreshers[name] = refresher
             self._tasks[name] = self._supervisor.spawn(f"resolve {name}", refresher.run)
+            self.refreshers[name] = refresher
         return self.refreshers[name]
 
     def _drop_unused_names(self) -> None:

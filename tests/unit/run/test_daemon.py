@@ -21,6 +21,7 @@ from egress_proxy.errors import PlatformError
 from egress_proxy.events import (
     ConfigRejected,
     ConfigReloaded,
+    DaemonDefect,
     DaemonDraining,
     DaemonReady,
     DaemonStarted,
@@ -138,6 +139,20 @@ async def test_a_life_from_the_start_to_the_end() -> None:
     assert (draining.connections, draining.timeout_s) == (0, 25.0)
     assert isinstance(stopped, DaemonStopped)
     assert stopped.reset == 0
+
+
+@simulated
+async def test_an_exception_of_a_timer_is_a_defect_in_the_log() -> None:
+    life = Life(DRAIN_TIMEOUT="0s")
+
+    def fail() -> None:
+        raise ValueError("of a timer")
+
+    async with life.running():
+        asyncio.get_running_loop().call_soon(fail)
+        life.shutdown.request()
+    [defect] = [event for event in life.log.events if isinstance(event, DaemonDefect)]
+    assert (defect.where, defect.error) == ("event loop", "ValueError('of a timer')")
 
 
 @simulated

@@ -7,7 +7,7 @@ import socket
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
@@ -164,6 +164,47 @@ async def test_a_rejected_reload_leaves_no_name_behind(table: Table) -> None:
         await table.change(to(80, NAME), to(8080, REMOTE), to(443, REMOTE))
     assert table.table.refreshers == {}
     assert table.table.forwarders.keys() == {80}
+
+
+@simulated
+async def test_later_answers_are_judged_without_the_ports_of_a_rejected_reload(
+    table: Table,
+) -> None:
+    table.zone[NAME] = (POD,)
+    table.table.set_own_addresses(frozenset({POD}))
+    await table.change(to(80, NAME))
+    await table.table.asked()
+    table.point.taken.add(443)
+    with pytest.raises(PlatformError, match="Address already in use"):
+        await table.change(to(80, NAME), to(8080, REMOTE), to(443, REMOTE))
+    # The answer is good for 300 s.
+    await asyncio.sleep(400)
+    assert table.asked == [NAME, NAME]
+    assert table.states() == {80: "listening"}
+
+
+@simulated
+async def test_a_reload_that_ends_in_a_defect_keeps_no_port(table: Table) -> None:
+    await table.change(to(80, REMOTE))
+
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError
+
+    table.supervisor.spawn = fail  # type: ignore[assignment,method-assign] # after the ports are taken
+    with pytest.raises(MemoryError):
+        await table.change(to(80, ANOTHER), to(8080, REMOTE))
+    assert table.point.sockets[8080].closed
+    assert table.states() == {80: "listening"}
+
+
+@simulated
+async def test_nothing_waits_for_the_first_answer_of_a_name_that_is_removed(table: Table) -> None:
+    await table.change(to(80, REMOTE), to(8080, ANOTHER))
+    waiting = asyncio.create_task(table.table.asked())
+    await asyncio.sleep(0)
+    await table.change(to(80, REMOTE))
+    async with asyncio.timeout(1):
+        await waiting
 
 
 @simulated
