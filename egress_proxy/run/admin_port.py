@@ -7,9 +7,11 @@ other problems of the start. `telemetry.admin` serves the requests.
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 from egress_proxy.config.run_variables import ADMIN_LISTEN
+from egress_proxy.errors import PlatformError
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.pod.preconditions import bind_problem
 
@@ -48,15 +50,30 @@ class AdminPort:
         return problems
 
     async def serve(self, source: StatusSource) -> None:
-        """Answer requests from now on, with the state that `source` returns."""
+        """Answer requests from now on, with the state that `source` returns.
+
+        Raises `PlatformError` when a socket can't listen.
+        """
         if not self._sockets:
             return
         # A daemon without this port does not pay for HTTP.
-        from egress_proxy.telemetry.admin import AdminServer  # noqa: PLC0415 - see above
+        from egress_proxy.telemetry.admin import BACKLOG, AdminServer  # noqa: PLC0415 - see above
         from egress_proxy.telemetry.pages import Pages  # noqa: PLC0415 - see above
 
+        self._listen(BACKLOG)
         self._server = AdminServer(Pages(source))
         await self._server.start(self._sockets)
+
+    def _listen(self, backlog: int) -> None:
+        # uvloop would listen too, and say nothing when that fails.
+        for sock in self._sockets:
+            try:
+                sock.listen(backlog)
+            except OSError as error:
+                address = ip_address(sock.getsockname()[0])
+                raise PlatformError(
+                    bind_problem(ADMIN_LISTEN.name, str(self._wanted), address, error)
+                ) from None
 
     async def stop(self) -> None:
         """Close the port, served or not."""

@@ -35,7 +35,7 @@ MAX_CLIENTS = 16
 _MAX_REQUEST = 8192
 # For a whole request: a kubelet's probe waits 1 s by default, a scrape of Prometheus 10 s.
 _TIMEOUT_S = 10.0
-_BACKLOG = 64
+BACKLOG = 64
 # The metrics of a thousand destinations are 2 MB, their status is 0.5 MB.
 MAX_WAITING = 8 << 20
 # What the transport and the kernel hold of an answer, each.
@@ -101,7 +101,7 @@ class AdminServer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             self._servers.append(
                 await asyncio.start_server(
-                    self._serve, sock=sock, backlog=_BACKLOG, limit=_MAX_REQUEST
+                    self._serve, sock=sock, backlog=BACKLOG, limit=_MAX_REQUEST
                 )
             )
 

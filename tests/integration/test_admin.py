@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from egress_proxy.config.run_variables import AdminListen
+from egress_proxy.errors import PlatformError
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.run.admin_port import AdminPort
 from egress_proxy.telemetry.admin import MAX_CLIENTS, MAX_WAITING, AdminServer
 from egress_proxy.telemetry.pages import Pages, join_in_turns
 from tests.support.peers import Peer
 from tests.support.rig import turns
+from tests.support.standalone import free_port
 from tests.support.statuses import Shown, destination, status
 
 if TYPE_CHECKING:
@@ -348,6 +350,24 @@ async def test_stopping_leaves_no_client() -> None:
     with pytest.raises(ConnectionResetError):
         await reader.read()
     writer.close()
+
+
+async def test_a_port_that_can_not_listen_is_reported() -> None:
+    """Another process of the pod has taken it since it was bound."""
+    port = free_port()
+    admin_port = AdminPort(AdminListen(ip_address("127.0.0.1"), port), ())
+    assert admin_port.bind() == []
+    with socket.socket() as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        thief.bind(("127.0.0.1", port))
+        thief.listen()
+        with pytest.raises(PlatformError) as caught:
+            await admin_port.serve(Shown(READY))
+    await admin_port.stop()
+    assert str(caught.value) == (
+        f"EGRESS_DNS_PROXY_ADMIN_LISTEN: '127.0.0.1:{port}': can't listen on 127.0.0.1: "
+        "Address already in use; another process of the pod listens there: use another port"
+    )
 
 
 async def test_a_port_that_can_not_be_bound_is_reported_and_no_port_is_kept() -> None:
