@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -205,7 +206,10 @@ class _Source:
         return found.decode("utf-8", "surrogateescape")
 
     def unreadable(self, error: OSError) -> ConfigurationError:
-        return self._problem(f"can't read the file: {error.strerror}", "check the volume's mount")
+        # Out of descriptors or threads: nothing is wrong with the file.
+        exhausted = error.errno in {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM}
+        cure = "" if exhausted else "check the volume's mount"
+        return self._problem(f"can't read the file: {error.strerror}", cure)
 
     def _problem(self, reason: str, cure: str) -> ConfigurationError:
         return ConfigurationError(

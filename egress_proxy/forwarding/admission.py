@@ -189,5 +189,6 @@ class Admission:
             self._retry = self._loop.call_later(_RETRY_S, self._try_again)
             return
         self.paused = False
-        if self._recorded:
+        # While it drains, there is no listener any more.
+        if self._recorded and self._gates:
             self._observer.observe(ListenersResumed(connections=self.active))

@@ -37,7 +37,7 @@ class Start(NamedTuple):
 
     call: str
     error: str
-    # A part of the problem; empty if the daemon starts.
+    # A part of the problem, which ends with a line feed; empty if the daemon starts.
     problem: str
     when: str = ""
     path: str = ""
@@ -54,7 +54,7 @@ STARTS = [
     Start("bind", "EADDRINUSE", _WATCH, "4+"),
     Start("bind", "EADDRINUSE", _PORTS, "6+"),
     Start("bind", "EACCES", "can't listen on 192.0.2.10: Permission denied; set the sysctl", "6+"),
-    Start("clone3", "EAGAIN", "can't read the file: Resource temporarily unavailable"),
+    Start("clone3", "EAGAIN", "can't read the file: Resource temporarily unavailable\n"),
     Start("clone3", "EAGAIN", "can't start: can't start new thread; raise the", "2+"),
     # The threads of c-ares.
     Start("clone3", "EAGAIN", "", "3+"),
@@ -68,7 +68,8 @@ STARTS = [
     Start("listen", "EADDRINUSE", "ADMIN_LISTEN: ':9153': can't listen on 192.0.2.10", "13+"),
     Start("newfstatat", "EIO", "can't read the file: Input/output error", path=FILE),
     Start("newfstatat", "EIO", "", path="/etc/resolv.conf"),
-    Start("openat", "EMFILE", "can't read the file: Too many open files", path=FILE),
+    # Nothing is wrong with the volume.
+    Start("openat", "EMFILE", "can't read the file: Too many open files\n", path=FILE),
     Start("openat", "EMFILE", "", path="/etc/resolv.conf"),
     Start("pipe2", "EMFILE", _WATCH),
     Start("recvmsg", "ENOBUFS", _POD),
@@ -77,7 +78,7 @@ STARTS = [
     Start("sendto", "ENOBUFS", _WATCH, "5+"),
     Start("setsockopt", "ENOMEM", _POD),
     Start("setsockopt", "ENOMEM", _PORTS, "2+"),
-    Start("socket", "EMFILE", _POD),
+    Start("socket", "EMFILE", f"{_POD}Too many open files\n"),
     Start("socket", "EMFILE", _WATCH, "20+"),
     Start("socket", "EMFILE", _PORTS, "33+"),
     Start("socketpair", "EMFILE", _WATCH),
@@ -116,7 +117,7 @@ def test_a_start_in_which_a_call_fails(
         if start.problem:
             assert process.wait() in {1, 2}
             [failed] = [each for each in process.records if each["event"] == "run.failed"]
-            assert start.problem in failed["problems"][0]
+            assert start.problem in f"{failed['problems'][0]}\n"
         else:
             process.wait_for("daemon.ready")
             [pid] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

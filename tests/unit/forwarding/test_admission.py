@@ -69,6 +69,14 @@ def hall() -> Hall:
     return Hall()
 
 
+def test_nothing_is_said_to_resume_when_all_ports_are_closed(hall: Hall) -> None:
+    hall.enter(MAXIMUM)
+    for gate in hall.gates:
+        hall.admission.close(gate)
+    hall.leave(MAXIMUM)
+    assert [type(record) for record in hall.records] == [ListenersPaused]
+
+
 def test_below_the_maximum_nothing_happens(hall: Hall) -> None:
     hall.enter(MAXIMUM - 1)
     assert (hall.opened(), hall.admission.active, hall.records) == (True, 2, [])
