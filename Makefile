@@ -138,6 +138,9 @@ ifdef PEERS
 BENCH += --peers $(PEERS)
 endif
 
+BENCH_PLANES = $(BENCH_VENV)/bin/python -m bench.planes $(if $(QUICK),--seconds 1) \
+	--rounds $(or $(ROUNDS),$(if $(QUICK),1,5)) --out $(or $(OUT),$(if $(QUICK),build/bench,docs/benchmarks))/planes.md
+
 $(BENCH_VENV)/installed: pyproject.toml
 	$(BENCH_PYTHON) -m venv $(BENCH_VENV)
 	$(BENCH_VENV)/bin/pip install --quiet --disable-pip-version-check --editable .
@@ -150,6 +153,7 @@ export BENCH_SUITE
 .PHONY: bench
 bench: $(BENCH_VENV)/installed ## compare with other proxies (QUICK=1: one minute; ROUNDS, PEERS, OUT, BENCH_SUITE)
 	$(BENCH_VENV)/bin/python -m bench $(BENCH)
+	$(if $(PEERS),,$(BENCH_PLANES))
 
 .PHONY: bench-steps
 bench-steps: $(BENCH_VENV)/installed ## compare with earlier commits of this project (STEPS="hash hash"; ROUNDS, LOADS, OUT)
@@ -167,9 +171,9 @@ bench-steps: $(BENCH_VENV)/installed ## compare with earlier commits of this pro
 bench-scaling: $(BENCH_VENV)/installed ## compare two processes with one, and HAProxy's threads
 	$(BENCH_VENV)/bin/python -m bench.scaling --rounds $(or $(ROUNDS),5)
 
-.PHONY: bench-redirect
-bench-redirect: $(BENCH_VENV)/installed ## compare redirect mode's rules with plain forwarding and HAProxy
-	$(BENCH_VENV)/bin/python -m bench.redirect --rounds $(or $(ROUNDS),5)
+.PHONY: bench-planes
+bench-planes: $(BENCH_VENV)/installed ## compare the data planes and redirect mode with plain forwarding (ROUNDS, OUT)
+	$(BENCH_PLANES)
 
 .PHONY: bench-ha
 bench-ha: install $(BENCH_VENV)/installed ## measure the time without the address when something fails (ROUNDS, OUT)

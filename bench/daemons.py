@@ -11,7 +11,7 @@ from tests.support.namespaces import PRIVILEGED
 from tests.support.processes import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from tests.support.network import Namespace
 
@@ -57,10 +57,17 @@ class Daemon(Command):
     def wait_for_ports(self, ports: Iterable[int]) -> None:
         """Wait until all of `ports` are listened on."""
         wanted = set(ports)
+        self._wait(lambda: wanted <= listening_ports(self._namespace), f"listen on {wanted}")
+
+    def wait_for_output(self, text: bytes) -> None:
+        """Wait until it has written `text`."""
+        self._wait(lambda: text in self.output(), f"write {text!r}")
+
+    def _wait(self, done: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _START_S
-        while missing := wanted - listening_ports(self._namespace):
+        while not done():
             if self._popen.poll() is not None or time.monotonic() > deadline:
-                raise BenchError(f"{self._name} does not listen on port {min(missing)}")
+                raise BenchError(f"{self._name} does not {what}")
             time.sleep(0.02)
 
 

@@ -41,6 +41,8 @@ class Peer:
     command: Callable[[Peer, Path], tuple[list[str], Mapping[str, str]]] | None
     # Whether it is an earlier commit of this project.
     earlier: bool = False
+    # Whether the kernel accepts its clients: no socket listens.
+    by_kernel: bool = False
 
     def endpoint(self, server: str) -> tuple[str, int]:
         """The address and port where a client reaches `server`, a key of `PORTS`."""
@@ -58,6 +60,13 @@ class Peer:
             return None
         argv, env = self.command(self, directory)
         return Daemon(topology.pod, cores, *argv, env=env)
+
+    def wait_until_serving(self, daemon: Daemon) -> None:
+        """Raises BenchError if that takes too long."""
+        if self.by_kernel:
+            daemon.wait_for_output(b'"daemon.ready"')
+        else:
+            daemon.wait_for_ports(own for own, _ in self.listeners())
 
 
 def _project(peer: Peer, *, debug: bool) -> tuple[list[str], dict[str, str]]:
@@ -77,6 +86,11 @@ def _quiet(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
 
 def _logging(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
     return _project(peer, debug=True)
+
+
+def _kernel(peer: Peer, _directory: Path) -> tuple[list[str], Mapping[str, str]]:
+    argv, env = _project(peer, debug=False)
+    return argv, {**env, "EGRESS_DNS_PROXY_DATAPLANE": "kernel"}
 
 
 def earlier(checkout: Path, number: int) -> Peer:
@@ -173,6 +187,9 @@ def _nginx(peer: Peer, directory: Path) -> tuple[list[str], Mapping[str, str]]:
 
 PROJECT = Peer("egress-proxy", "egress-proxy", 100, _quiet)
 LOGGING = Peer("egress-proxy-debug", "egress-proxy, a log record per connection", 110, _logging)
+KERNEL = Peer(
+    "egress-proxy-kernel", "egress-proxy, kernel data plane", 170, _kernel, by_kernel=True
+)
 HAPROXY = Peer("haproxy", "HAProxy, `option splice-auto`", 120, _haproxy_one_thread)
 NGINX = Peer("nginx", "nginx `stream`", 140, _nginx)
 FORWARDING = Peer("forwarding", "IP forwarding, no proxy", 0, None)

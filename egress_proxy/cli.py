@@ -143,7 +143,8 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
             loop.add_signal_handler(number, act)
         await running.run(shutdown)
 
-    if os.getpid() == 1:
+    # Not where children must be waited for: the data plane of the kernel runs nft.
+    if os.getpid() == 1 and wanted.dataplane == "splice":
         # A container's first process inherits orphans; ignored, the kernel buries them (wait(2)).
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 

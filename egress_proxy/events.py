@@ -44,6 +44,8 @@ class Reason(enum.StrEnum):
     NO_SOURCE = "no_source"
     SOURCE_LOST = "source_lost"
     DRAINED = "drained"
+    RESET = "reset"
+    ENDED = "ended"
     ERROR = "error"
 
 
@@ -99,7 +101,9 @@ class ConnectionClosed(Event, name="connection.closed", level="debug"):
     `address` is the upstream's, or the last one tried; empty if none was tried. `source` is the
     address that the upstream sees; empty if none was reached, or if it was reached before these
     records were switched on. `connect_s` is None if no upstream was reached. `error` is that of the
-    last failed attempt.
+    last failed attempt. With the kernel as data plane the bytes are those of packets, or None where
+    it does not count them per connection; the reason `reset` stands for either side's reset;
+    `duration_s` is None unless the connection began while all connections were recorded.
     """
 
     # In the log addresses are texts, empty for None, and `error` is the errno's name and meaning.
@@ -108,9 +112,9 @@ class ConnectionClosed(Event, name="connection.closed", level="debug"):
     client: Sequence[object]
     address: Sequence[object] | None
     source: Sequence[object] | None
-    bytes_to_upstream: int
-    bytes_to_client: int
-    duration_s: float
+    bytes_to_upstream: int | None
+    bytes_to_client: int | None
+    duration_s: float | None
     connect_s: float | None
     attempts: int
     reason: Reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from egress_proxy.check import warnings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from egress_proxy.config.sources import Source
     from egress_proxy.config.variables import Variable
     from egress_proxy.errors import Problem
+    from egress_proxy.ip import Address
 
 
 class How(NamedTuple):
@@ -94,16 +96,26 @@ def _check_run(environ: Mapping[str, str], report: Report, how: How) -> None:
         report.good("run", "the configuration is good")
         return
     from egress_proxy.check import preflight  # noqa: PLC0415 - check --offline needs none
+    from egress_proxy.nft import kernel_problems  # noqa: PLC0415 - see above
+    from egress_proxy.pod.address_monitor import choose_sources  # noqa: PLC0415 - see above
     from egress_proxy.pod.facts import read_pod  # noqa: PLC0415 - see above
     from egress_proxy.pod.preconditions import preconditions  # noqa: PLC0415 - see above
 
     pod = read_pod()
     problems = preconditions(wanted, pod)
+    addresses: tuple[Address, ...] = ()
+    if wanted.dataplane == "kernel" and not problems:
+        addresses = tuple(map(ip_address, choose_sources(wanted, pod).values()))
+        problems = kernel_problems.preconditions(wanted, addresses, pod)
     if problems:
         raise PlatformError(*problems)
     report.good("run", "the configuration is good")
     gateways = [source.gateway for source in reserved]
-    report.add(asyncio.run(preflight.examine(wanted, pod, gateways, connect=how.connect)))
+    examined = asyncio.run(preflight.examine(wanted, pod, gateways, connect=how.connect))
+    report.add(examined.findings)
+    if wanted.dataplane == "kernel":
+        rules = kernel_problems.rules_of(wanted, addresses, examined.addresses)
+        report.plan += ["rules:", *(f"  {line}" for line in rules.table().commands())]
 
 
 def _check_hold(environ: Mapping[str, str], report: Report, _how: How) -> None:

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from egress_proxy.check.report import Finding
 from egress_proxy.config.run_variables import DESTINATION
@@ -62,10 +62,17 @@ class Attempt(Protocol):
         """The error number, or 0."""
 
 
+class Examined(NamedTuple):
+    """All findings, and the usable addresses of each destination."""
+
+    findings: list[Finding]
+    addresses: list[tuple[Destination, Sequence[Address]]]
+
+
 async def examine(
     settings: Settings, pod: Pod, gateways: Iterable[Address], *, connect: bool
-) -> list[Finding]:
-    """All findings about `run` beyond its preconditions, which must hold."""
+) -> Examined:
+    """What is found about `run` beyond its preconditions, which must hold."""
     sources = choose_sources(settings, pod)
     here = frozenset(str(address) for entries in pod.interfaces.values() for address in entries)
     standby = settings.shared and not here.issuperset(sources.values())
@@ -91,8 +98,11 @@ async def examine(
     policy = policy_in(settings, pod)
     connecting = asyncio.Semaphore(_AT_ONCE)
 
+    addresses: list[tuple[Destination, Sequence[Address]]] = []
+
     async def try_out(destination: Destination) -> list[Finding]:
         found, finding = await resolve(resolver.lookup, destination, policy)
+        addresses.append((destination, found))
         if not connect:
             return [finding]
         async with connecting:
@@ -104,7 +114,7 @@ async def examine(
             findings += each
     finally:
         await resolver.close()
-    return findings
+    return Examined(findings, sorted(addresses, key=lambda entry: entry[0].port))
 
 
 async def resolve(

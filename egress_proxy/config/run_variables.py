@@ -14,6 +14,9 @@ from egress_proxy.config.variables import RefusedError, Variable
 if TYPE_CHECKING:
     from egress_proxy.ip import Address
 
+DataPlaneName = Literal["splice", "kernel"]
+
+_DATAPLANES: dict[str, DataPlaneName] = {"splice": "splice", "kernel": "kernel"}
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^]]+)\]|(?P<four>[^:]*)):(?P<port>[0-9]{1,5})", re.ASCII)
 
 
@@ -81,6 +84,12 @@ def _parse_log_connections(text: str) -> LoggedConnections:
     if text not in _LOGGED_CONNECTIONS:
         raise RefusedError("not a choice of connections", "write off, failed or all")
     return _LOGGED_CONNECTIONS[text]
+
+
+def _parse_dataplane(text: str) -> DataPlaneName:
+    if text not in _DATAPLANES:
+        raise RefusedError("not a data plane", "write splice or kernel")
+    return _DATAPLANES[text]
 
 
 def _parse_health_interval(text: str) -> float:
@@ -261,6 +270,13 @@ ADMIN_SESSIONS = Variable(
     "on: /sessions.json lists open sessions with their clients' addresses; off by default, because "
     "the admin port has no login, and every client of it could read them",
 )
+DATAPLANE = Variable(
+    "EGRESS_DNS_PROXY_DATAPLANE",
+    "splice",
+    _parse_dataplane,
+    "splice: this program accepts, connects and relays; kernel: nftables translates and forwards, "
+    "which takes NET_ADMIN",
+)
 VARIABLES: tuple[Variable[Any], ...] = (
     variables.INTERFACE,
     variables.HA,
@@ -283,6 +299,7 @@ VARIABLES: tuple[Variable[Any], ...] = (
     DENY,
     HEALTH_INTERVAL,
     WITHDRAWN_TIMEOUT,
+    DATAPLANE,
     ADMIN_LISTEN,
     ADMIN_SESSIONS,
 )

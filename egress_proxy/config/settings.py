@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from egress_proxy.config.destinations import Destination
-    from egress_proxy.config.run_variables import AdminListen, LoggedConnections
+    from egress_proxy.config.run_variables import (
+        AdminListen,
+        DataPlaneName,
+        LoggedConnections,
+    )
     from egress_proxy.config.variables import LogFormat, Variable
     from egress_proxy.ip import Address, Network
 
@@ -50,11 +54,17 @@ class Settings:
     deny: tuple[Network, ...]
     health_interval_s: float
     withdrawn_timeout_s: float
+    dataplane: DataPlaneName
     admin_listen: AdminListen | None
     admin_sessions: bool
     # Names, for people; the node's is empty where the pod spec does not give it.
     pod: str
     node: str
+
+    @property
+    def max_relayed(self) -> int | None:
+        """The maximum of the connections that take descriptors of the daemon; None: not given."""
+        return self.max_connections if self.dataplane == "splice" else None
 
     @property
     def address_policy(self) -> AddressPolicy:
@@ -101,6 +111,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         deny=deny,
         health_interval_s=reader.read(environment.HEALTH_INTERVAL),
         withdrawn_timeout_s=reader.read(environment.WITHDRAWN_TIMEOUT),
+        dataplane=reader.read(environment.DATAPLANE),
         admin_listen=admin_listen,
         admin_sessions=reader.read(environment.ADMIN_SESSIONS),
         pod=_pod_name(environ),

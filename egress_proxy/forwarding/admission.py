@@ -104,6 +104,14 @@ class Admission:
         if self.paused:
             self._resume_if_possible()
 
+    def set_active(self, active: int) -> None:
+        """There are `active` clients, where they are not seen to enter and leave."""
+        self.active = active
+        if not self._has_room:
+            self._pause_at_maximum()
+        else:
+            self._resume_if_possible()
+
     def exhausted(self, error_number: int) -> None:
         """Pause all listeners: the kernel has run out of what `error_number` says.
 

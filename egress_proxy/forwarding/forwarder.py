@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from egress_proxy.config.destinations import Destination
     from egress_proxy.forwarding.connection import SessionLimits
     from egress_proxy.forwarding.data_plane import DataPlane
-    from egress_proxy.forwarding.listener import Listener
+    from egress_proxy.forwarding.plane import Port
     from egress_proxy.ip import Address
 
 _FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
@@ -45,7 +45,7 @@ class Forwarder:
         data_plane: DataPlane,
         limits: SessionLimits,
         destination: Destination,
-        listener: Listener,
+        listener: Port,
         families: Container[int] = _FAMILIES,
     ) -> None:
         """Take `listener` over from an earlier forwarder of its port, if it had one.
@@ -66,8 +66,7 @@ class Forwarder:
         )
         self.addresses: tuple[Address, ...] = ()
         self._families = families
-        listener.destination = self.name
-        listener.on_client = self.serve
+        listener.lead_to(self.origin, self.serve)
 
     @property
     def port(self) -> int:

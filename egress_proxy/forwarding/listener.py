@@ -19,6 +19,7 @@ from egress_proxy.forwarding.race import EXHAUSTED
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from egress_proxy.forwarding.connection import Origin
     from egress_proxy.forwarding.data_plane import DataPlane
     from egress_proxy.pod.addresses import ListenPoint
     from egress_proxy.relay.timer_wheel import Timer
@@ -89,6 +90,11 @@ class Listener:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         keep_alive(sock)
         self.addresses.append(sock.getsockname()[:2])
+
+    def lead_to(self, origin: Origin, on_client: OnClient) -> None:
+        """Hand accepted clients to `on_client` from now on, those in the backlog included."""
+        self.destination = origin.name
+        self.on_client = on_client
 
     @property
     def sockets(self) -> Sequence[socket.SocketType]:

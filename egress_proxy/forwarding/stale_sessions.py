@@ -49,15 +49,19 @@ class GracePeriods:
 
 
 class StaleSessions:
-    """Ends the stale ones of `sessions`, each once its grace period is over.
+    """Ends the stale ones of all sessions, each once its grace period is over.
 
-    When an address comes back in time, its sessions are no longer stale.
+    `look_through` calls its argument with all sessions, at once or a little later. When an address
+    comes back in time, its sessions are no longer stale.
     """
 
     def __init__(
-        self, sessions: Callable[[], Iterable[Session]], periods: GracePeriods, loop: Timers
+        self,
+        look_through: Callable[[Callable[[Iterable[Session]], None]], None],
+        periods: GracePeriods,
+        loop: Timers,
     ) -> None:
-        self._sessions = sessions
+        self._look_through = look_through
         self._periods = periods
         self._loop = loop
         # The addresses of each name, and when they last changed.
@@ -89,11 +93,15 @@ class StaleSessions:
             self._timer = None
 
     def _look(self) -> None:
+        self.stop()
+        self._look_through(self._end_stale)
+
+    def _end_stale(self, sessions: Iterable[Session]) -> None:
         """End the sessions that are due, and schedule the next check."""
         self.stop()
         now = self._loop.time()
         withdrawn: dict[tuple[str, str], float] = {}
-        for session in self._sessions():
+        for session in sessions:
             removed_at = self._removed.get(session.origin)
             if removed_at is not None:
                 if now >= removed_at + self._periods.removed_s:

@@ -15,7 +15,7 @@ from egress_proxy.events import Observer, UpstreamFailed, UpstreamRecovered
 from egress_proxy.ip import family_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from egress_proxy.ip import Address
 
@@ -53,11 +53,13 @@ class Endpoint:
                     retry_s=penalty_s,
                 )
             )
+        self._upstreams.on_health_change()
 
     def mark_healthy(self) -> None:
         if self.failed_until:
             self.failed_until = 0.0
             self._upstreams.health_changed()
+            self._upstreams.on_health_change()
             self._upstreams.observer.observe(
                 UpstreamRecovered(
                     destination=self._upstreams.destination, address=str(self.address)
@@ -73,7 +75,8 @@ class Endpoint:
 class Upstreams:
     """The endpoints of one destination, handed out in rotation.
 
-    `destination` is its name in records, `port` the remote one.
+    `destination` is its name in records, `port` the remote one. `on_health_change` is called when
+    an endpoint has failed, also again, or has recovered.
     """
 
     def __init__(self, destination: str, port: int, observer: Observer) -> None:
@@ -82,6 +85,7 @@ class Upstreams:
         self.endpoints: list[Endpoint] = []
         # Whether there are addresses, and none has answered since it failed.
         self.all_failed = False
+        self.on_health_change: Callable[[], None] = _do_nothing
         self._port = port
         self._turn = 0
 
@@ -124,3 +128,7 @@ class Upstreams:
             order += [endpoint for endpoint in endpoints if endpoint.failed_until > now]
         order[0].begin_trial(now)
         return order
+
+
+def _do_nothing() -> None:
+    """Clients ask for the order of the endpoints when they come."""

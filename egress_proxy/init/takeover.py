@@ -118,7 +118,11 @@ class Takeover:
         }
         try:
             for flow in list(list_flows()):
-                if flow.target in inside and flow.source not in own and ruleset.misses(flow):
+                if (
+                    flow.target.address in inside
+                    and flow.source.address not in own
+                    and ruleset.misses(flow)
+                ):
                     delete(flow)
         except OSError as error:
             raise PlatformError(no_conntrack(error)) from None

@@ -8,14 +8,16 @@ wrong inputs.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
+from typing import NamedTuple
 
 from egress_proxy.nft.table import FAMILY, NAME
 
 # Where distributions put it; a container's PATH may be empty.
-_PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
+PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 # A thousand destinations take well below a second.
 _TIMEOUT_S = 30.0
 _NUMBERS = {os.strerror(number): number for number in errno.errorcode}
@@ -49,8 +51,25 @@ def commit(text: str) -> None:
     _run("--file", "-", text=text)
 
 
+class Counted(NamedTuple):
+    """What a counter has counted."""
+
+    packets: int
+    octets: int
+
+
+def read_counters() -> dict[str, Counted]:
+    """Our counters by their names. Raises OSError."""
+    found = json.loads(_run("--json", "list", "counters", "table", FAMILY, NAME))
+    return {
+        entry["counter"]["name"]: Counted(entry["counter"]["packets"], entry["counter"]["bytes"])
+        for entry in found["nftables"]
+        if "counter" in entry
+    }
+
+
 def _run(*arguments: str, text: str = "") -> str:
-    program = shutil.which("nft", path=_PATH)
+    program = shutil.which("nft", path=PATH)
     if program is None:
         raise NoNftError
     try:

@@ -3,12 +3,13 @@
 Three base chains. `prerouting` translates the destination of new flows to the pod's own addresses,
 unless they come in over the egress interface. `postrouting` translates their source. `forward` lets
 through what the first has translated, towards the egress interface and back, and drops everything
-else: the pod never acts as a router, even if other packets are routed to it and its sysctls allow
-forwarding. One transaction puts all three in place, so that nothing leaves with a client's address.
+else: the pod is no router, whatever is routed to it and whatever its sysctls say. One transaction
+puts all three in place, so that nothing leaves with a client's address.
 
 A flow keeps the translation that its first packet got (conntrack), so flows outlive a change of the
 table. What `prerouting` does not translate arrives at the pod itself, where nothing listens: TCP
-clients get a RST, others an ICMP error.
+clients get a RST, others an ICMP error. So a port without an address, a client that is not allowed
+and one beyond the maximum need no rule that refuses.
 """
 
 from __future__ import annotations
@@ -17,52 +18,69 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from egress_proxy.nft.conntrack import PROTOCOLS
-from egress_proxy.nft.table import Chain, Declaration, Table, elements, quote_interface
+from egress_proxy.nft.session_rules import (
+    NFT_FAMILY,
+    accounting,
+    listening,
+    timeouts,
+)
+from egress_proxy.nft.table import Chain, Declaration, Table, quote_interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from egress_proxy.config.redirects import Protocol
-    from egress_proxy.ip import Address
+    from egress_proxy.ip import Address, Network
     from egress_proxy.nft.conntrack import Flow
+    from egress_proxy.nft.session_rules import SessionRules
 
-# How nft names the families.
-_NFT_FAMILY = {4: "ip", 6: "ip6"}
+# The names of counters begin so; the port and the mark follow.
+_PACKETS_UP, _PACKETS_DOWN, _NEW = "up", "down", "new"
 
 
 @dataclass(frozen=True, slots=True)
 class Translation:
     """New flows of `protocol` to `port` go to `addresses` in turn, all at `remote_port`.
 
-    A flow goes to an address of its own family only.
+    A flow goes to an address of its own family only; without `addresses` new ones are refused. For
+    the daemon it gets `mark`, and if it is `watched`, the kernel also tells when an upstream has
+    answered.
     """
 
     protocol: Protocol
     port: int
     addresses: tuple[Address, ...]
     remote_port: int
+    mark: int = 0
+    watched: bool = False
 
     @property
     def chain(self) -> str:
         return f"{self.protocol}_{self.port}"
 
+    def counter(self, kind: str) -> str:
+        """The name of one of its counters; `kind` is what it begins with."""
+        return f"{kind}_{self.port}_{self.mark:08x}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """What the kernel translates and forwards.
+    """What the kernel is to do.
 
     `sources` are what remotes see, one for each family at most; `fallback` is where everything goes
-    that no translation names.
+    that no translation names. With `sessions` each translation has three counters: of new sessions,
+    and of the packets towards its upstreams and back.
     """
 
     egress: str
     sources: tuple[Address, ...]
     translations: tuple[Translation, ...]
     fallback: Address | None = None
+    sessions: SessionRules | None = None
 
     @property
     def versions(self) -> frozenset[int]:
-        """The IP versions of all translations."""
+        """The IP versions that something is translated in."""
         targets = [address for entry in self.translations for address in entry.addresses]
         if self.fallback is not None:
             targets.append(self.fallback)
@@ -72,23 +90,14 @@ class Ruleset:
         """Raises ValueError where nft can't name the egress interface."""
         egress = quote_interface(self.egress)
         return Table(
-            declarations=tuple(
-                Declaration(
-                    "map",
-                    _map(protocol),
-                    (
-                        "type inet_service : verdict",
-                        *elements(
-                            f"{entry.port} : goto {entry.chain}"
-                            for entry in self.translations
-                            if entry.protocol == protocol
-                        ),
-                    ),
-                )
-                for protocol in self._protocols
-            ),
+            declarations=tuple(self._declarations()),
             chains=(
-                *(Chain(entry.chain, tuple(_rules(entry))) for entry in self.translations),
+                *(
+                    Chain(entry.chain, tuple(self._rules(entry)))
+                    for entry in self.translations
+                    if entry.addresses
+                ),
+                *([Chain("admitted", tuple(self._admitted()))] if self._some_clients else []),
                 Chain(
                     "prerouting",
                     tuple(self._prerouting(egress)),
@@ -96,14 +105,7 @@ class Ruleset:
                 ),
                 Chain(
                     "forward",
-                    (
-                        f"ct status dnat ct direction original oifname {egress} accept",
-                        f"ct status dnat ct direction reply iifname {egress} accept",
-                        # A rule in addition to the policy: when a table is replaced, all rules
-                        # change at one instant, but for a moment no policy is in force
-                        # (nf_tables_commit).
-                        "drop",
-                    ),
+                    tuple(self._forward(egress)),
                     "type filter hook forward priority filter; policy drop;",
                 ),
                 Chain(
@@ -122,44 +124,125 @@ class Ruleset:
         if flow.translated:
             return False
         ports = {(PROTOCOLS[entry.protocol], entry.port) for entry in self.translations}
-        return self.fallback is not None or (flow.protocol, flow.port) in ports
+        return self.fallback is not None or (flow.protocol, flow.target.port) in ports
 
     @property
     def _protocols(self) -> tuple[Protocol, ...]:
+        if self.sessions is not None:
+            # The map is there before the first port is.
+            return ("tcp",)
         return tuple(dict.fromkeys(entry.protocol for entry in self.translations))
+
+    def _declarations(self) -> Iterator[Declaration]:
+        if self.sessions is not None:
+            for kind in (_PACKETS_DOWN, _NEW, _PACKETS_UP):
+                for entry in self.translations:
+                    yield Declaration("counter", entry.counter(kind))
+            for version, family in NFT_FAMILY.items():
+                yield timeouts(f"sessions{version}", family, self.sessions)
+        for protocol in self._protocols:
+            # A map for each, because nft reads the names of protocols in maps from /etc/protocols.
+            yield Declaration(
+                "map",
+                f"{protocol}_ports",
+                ("type inet_service : verdict",),
+                tuple(
+                    f"{entry.port} : goto {entry.chain}"
+                    for entry in self.translations
+                    if entry.protocol == protocol and entry.addresses
+                ),
+            )
+        if self.sessions is not None:
+            for direction in (_PACKETS_DOWN, _PACKETS_UP):
+                yield Declaration(
+                    "map",
+                    direction,
+                    ("type mark : counter",),
+                    tuple(
+                        f'{_mark(entry)} : "{entry.counter(direction)}"'
+                        for entry in self.translations
+                    ),
+                )
+
+    def _rules(self, entry: Translation) -> Iterator[str]:
+        if self.sessions is not None:
+            events = "destroy,assured" if entry.watched else "destroy"
+            if self.sessions.recorded:
+                events = "new,destroy,protoinfo"
+            counter = f'counter name "{entry.counter(_NEW)}"'
+            yield f"{counter} ct mark set {_mark(entry)} ct event set {events}"
+        match = f"{entry.protocol} dport {entry.port} dnat"
+        for version, family in NFT_FAMILY.items():
+            addresses = [address for address in entry.addresses if address.version == version]
+            if len(addresses) == 1:
+                yield f"{match} {_to(addresses[0], entry.remote_port)}"
+            elif addresses:
+                numbered = ", ".join(
+                    f"{number} : {address} . {entry.remote_port}"
+                    for number, address in enumerate(addresses)
+                )
+                yield f"{match} {family} to numgen inc mod {len(addresses)} map {{ {numbered} }}"
 
     def _prerouting(self, egress: str) -> Iterator[str]:
         yield f"iifname {egress} return"
-        # Only packets to an address of the interface; all others would be routed through the pod.
+        # The address must be that of the interface: anything else would be routed, not for us.
         yield "fib daddr . iif type != local return"
+        if self.sessions is not None:
+            yield "meta l4proto != tcp return"
+            yield from listening(self.sessions.listen)
+        if self._some_clients:
+            # A rule for each: nft would list a set of them as it likes, with neighbours merged.
+            yield from (
+                f"{_family(each)} saddr {_network(each)} goto admitted"
+                for each in self._some_clients
+            )
+        else:
+            yield from self._admitted()
+
+    @property
+    def _some_clients(self) -> tuple[Network, ...]:
+        return () if self.sessions is None else self.sessions.clients
+
+    def _admitted(self) -> Iterator[str]:
+        """What happens to a new flow that may pass."""
+        if self.sessions is not None:
+            yield from accounting(self.sessions)
         for protocol in self._protocols:
-            # One look-up for any number of ports.
-            yield f"{protocol} dport vmap @{_map(protocol)}"
+            # One look-up, however many ports there are.
+            yield f"{protocol} dport vmap @{protocol}_ports"
         if self.fallback is not None:
             yield f"dnat {_to(self.fallback)}"
 
+    def _forward(self, egress: str) -> Iterator[str]:
+        directions = (("original", "oifname", _PACKETS_UP), ("reply", "iifname", _PACKETS_DOWN))
+        for direction, side, counters in directions:
+            match = f"ct status dnat ct direction {direction} {side} {egress}"
+            if self.sessions is not None:
+                # One rule for nearly all packets; those of a removed destination are not counted.
+                yield f"{match} counter name ct mark map @{counters} accept"
+            yield f"{match} accept"
+        # As a rule too: when a table is replaced, rules change at one instant, but for a moment no
+        # policy is in force (nf_tables_commit).
+        yield "drop"
 
-def _map(protocol: Protocol) -> str:
-    # A map for each, because nft reads the names of protocols in maps from /etc/protocols.
-    return f"{protocol}_ports"
+
+def _network(network: Network) -> str:
+    """As nft lists it: without a length where that is all bits."""
+    alone = network.prefixlen == network.max_prefixlen
+    return str(network.network_address if alone else network)
 
 
-def _rules(entry: Translation) -> Iterator[str]:
-    match = f"{entry.protocol} dport {entry.port} dnat"
-    for version, family in _NFT_FAMILY.items():
-        addresses = [address for address in entry.addresses if address.version == version]
-        if len(addresses) == 1:
-            yield f"{match} {_to(addresses[0], entry.remote_port)}"
-        elif addresses:
-            numbered = ", ".join(
-                f"{number} : {address} . {entry.remote_port}"
-                for number, address in enumerate(addresses)
-            )
-            yield f"{match} {family} to numgen inc mod {len(addresses)} map {{ {numbered} }}"
+def _family(entry: Address | Network) -> str:
+    return NFT_FAMILY[entry.version]
+
+
+def _mark(entry: Translation) -> str:
+    """As nft lists it."""
+    return f"0x{entry.mark:08x}"
 
 
 def _to(address: Address, port: int | None = None) -> str:
-    family = _NFT_FAMILY[address.version]
+    family = _family(address)
     if port is None:
         return f"{family} to {address}"
     bracketed = f"[{address}]" if family == "ip6" else str(address)

@@ -51,7 +51,7 @@ def preconditions(settings: Settings, pod: Pod) -> list[Problem]:
     points = choose_listen_points(settings, pod.inside(settings.interface))
     listeners = len(settings.destinations) * len(points)
     try:
-        share_descriptors(pod.descriptors, listeners, settings.max_connections)
+        share_descriptors(pod.descriptors, listeners, settings.max_relayed)
     except PlatformError as error:
         problems += error.problems
     return problems

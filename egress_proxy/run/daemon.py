@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from dataclasses import replace
+from ipaddress import ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -36,8 +37,12 @@ from egress_proxy.events import (
 from egress_proxy.forwarding.admission import Admission
 from egress_proxy.forwarding.data_plane import DataPlane
 from egress_proxy.forwarding.health_checks import HealthChecks
+from egress_proxy.forwarding.plane import Plane, SplicePlane
 from egress_proxy.forwarding.race import Connector
 from egress_proxy.forwarding.source_gate import SourceGate
+from egress_proxy.nft import conntrack
+from egress_proxy.nft.kernel_plane import KernelPlane
+from egress_proxy.nft.session_rules import session_rules
 from egress_proxy.pod.address_monitor import (
     AddressMonitor,
     choose_listen_points,
@@ -46,6 +51,7 @@ from egress_proxy.pod.address_monitor import (
 )
 from egress_proxy.pod.addresses import pod_network_addresses, read_deprecated_addresses
 from egress_proxy.pod.descriptors import load_libgcc, share_descriptors
+from egress_proxy.pod.forwarding import Forwarding
 from egress_proxy.pod.refusals import refusals_are_problems
 from egress_proxy.relay.pipes import PipePool
 from egress_proxy.relay.reactor import Reactor
@@ -58,10 +64,11 @@ from egress_proxy.supervisor import Supervisor
 from egress_proxy.telemetry.counters import Counters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
+    from egress_proxy.forwarding.plane import Session
     from egress_proxy.pod.descriptors import DescriptorBudget
     from egress_proxy.pod.facts import Pod
 
@@ -123,7 +130,7 @@ class Daemon:
             self._observer.observe(DaemonDefect.of(error, "connection"))
 
         reactor = Reactor(loop, report)
-        self._data_plane = DataPlane(
+        shared = DataPlane(
             reactor=reactor,
             pipes=PipePool(budget.pipes),
             wheel=TimerWheel(loop, report),
@@ -132,6 +139,8 @@ class Daemon:
             observer=self._observer,
             source_gate=SourceGate(is_open=not settings.shared),
         )
+        self._data_plane = shared
+        self._plane = _make_plane(settings, shared, pod)
         self._supervisor = Supervisor(loop, self._observer)
         loop.set_exception_handler(self._supervisor.handle_loop_exception)
         self._resolver = Resolver(
@@ -153,7 +162,7 @@ class Daemon:
         )
         self._table = DestinationTable(
             settings,
-            self._data_plane,
+            self._plane,
             self._address_monitor,
             self._listen,
             self._resolver.lookup,
@@ -164,7 +173,7 @@ class Daemon:
         self._address_monitor.on_addresses_changed = self._table.set_own_addresses
         self._snapshot = Snapshot(
             settings,
-            self._data_plane.admission,
+            self._plane,
             self._address_monitor,
             self._table,
             supervisor=self._supervisor,
@@ -192,8 +201,7 @@ class Daemon:
             self._source_there.clear()
             gate.close()
             # Their sockets would not notice: packets from a removed address are lost silently.
-            for connection in self._table.connections():
-                connection.lose_source()
+            self._plane.look_through(_lose_source)
             self._source_gone.set()
 
     def reload(self) -> None:
@@ -213,11 +221,18 @@ class Daemon:
         self._table.record_source_port(
             wanted=self._log.debug or self._settings.log_connections != "off"
         )
+        self._plane.record_every_session(
+            wanted=self._log.debug or self._settings.log_connections == "all"
+        )
         self._observer.observe(LogSwitched(debug=self._log.debug))
 
     def _budget(self, destinations: Sequence[Destination]) -> DescriptorBudget:
         listeners = len(destinations) * len(self._listen)
-        return share_descriptors(self._descriptors, listeners, self._settings.max_connections)
+        budget = share_descriptors(self._descriptors, listeners, self._settings.max_relayed)
+        if self._settings.dataplane == "splice":
+            return budget
+        maximum = self._settings.max_connections or conntrack.maximum()
+        return replace(budget, connections=maximum or budget.connections)
 
     async def _read_destinations(self) -> Sequence[Destination]:
         return await reread_destinations(
@@ -230,7 +245,9 @@ class Daemon:
     async def _change(self, destinations: Sequence[Destination]) -> ConfigReloaded:
         budget = self._budget(destinations)
         before = list(self._table.forwarders.values())
+        await self._plane.count()
         changes = await self._table.change(destinations)
+        await self._plane.settled()
         self._data_plane.admission.maximum = budget.connections
         self._snapshot.forget(before)
         return changes
@@ -259,6 +276,7 @@ class Daemon:
         except PlatformError as error:
             forwarders = []
             problems += error.problems
+        problems += self._plane.problems()
         if problems:
             for forwarder in forwarders:
                 forwarder.close()
@@ -273,6 +291,7 @@ class Daemon:
             )
         )
         self._table.open(forwarders)
+        self._plane.start(self._supervisor.spawn)
         await self._admin_port.serve(self._snapshot)
         spawn = self._supervisor.spawn
         self._until_drain = [
@@ -293,6 +312,7 @@ class Daemon:
 
     async def _announce_ready(self) -> None:
         await self._table.asked()
+        await self._plane.settled()
         forwarders = self._table.forwarders.values()
         self._observer.observe(
             DaemonReady(
@@ -310,6 +330,7 @@ class Daemon:
         timeout_s = self._settings.drain_timeout_s
         admission = self._data_plane.admission
         self._snapshot.draining = not self._settings.shared
+        await self._plane.count()
         self._observer.observe(DaemonDraining(connections=admission.active, timeout_s=timeout_s))
         # 0. Stop reloading: it would reopen ports.
         for task in self._until_drain:
@@ -325,7 +346,7 @@ class Daemon:
         # 2. Accept no more clients.
         self._table.close()
         # 3. Let sessions finish.
-        emptied = asyncio.create_task(admission.emptied(), name="wait for sessions")
+        emptied = asyncio.create_task(self._plane.emptied(), name="wait for sessions")
         await asyncio.wait(
             {forced, emptied},
             timeout=max(timeout_s - _WITHDRAWAL_S, 0),
@@ -335,8 +356,7 @@ class Daemon:
         emptied.cancel()
         await asyncio.gather(forced, emptied, return_exceptions=True)
         # 4. Reset the others.
-        left = admission.active
-        self._abort_connections()
+        left = await self._plane.abort_all(Reason.DRAINED)
         self._observer.observe(DaemonStopped(reset=left))
 
     async def _handed_over(self, forced: asyncio.Task[bool], timeout_s: float) -> bool:
@@ -353,10 +373,6 @@ class Daemon:
         await _first_of(forced, self._source_gone, timeout_s)
         return True
 
-    def _abort_connections(self) -> None:
-        for connection in self._data_plane.wheel:
-            connection.abort(Reason.DRAINED)
-
     async def _release(self) -> None:
         """Release everything, in reverse order; also after a start that failed half way."""
         await self._supervisor.stop()
@@ -364,11 +380,8 @@ class Daemon:
         self._address_monitor.stop()
         await self._table.stop()
         await self._resolver.close()
-        self._abort_connections()
-        self._data_plane.admission.stop()
-        self._data_plane.wheel.stop()
-        self._data_plane.reactor.stop()
-        self._data_plane.pipes.close()
+        await self._plane.abort_all(Reason.DRAINED)
+        await self._plane.stop()
 
 
 async def _first_of(forced: asyncio.Task[bool], event: asyncio.Event, timeout_s: float) -> None:
@@ -376,3 +389,23 @@ async def _first_of(forced: asyncio.Task[bool], event: asyncio.Event, timeout_s:
     expected = asyncio.create_task(event.wait(), name="wait for the source address")
     await asyncio.wait({forced, expected}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     expected.cancel()
+
+
+def _lose_source(sessions: Iterable[Session]) -> None:
+    for session in sessions:
+        session.lose_source()
+
+
+def _make_plane(settings: Settings, shared: DataPlane, pod: Pod) -> Plane:
+    if settings.dataplane == "splice":
+        return SplicePlane(shared)
+    sources = [ip_address(address) for address in shared.connector.sources.values()]
+    versions = {source.version for source in sources}
+    return KernelPlane(
+        shared,
+        egress=settings.interface,
+        sources=sources,
+        limits=session_rules(settings),
+        forwarding=Forwarding(pod.interfaces, settings.interface, versions),
+        standby=settings.shared,
+    )

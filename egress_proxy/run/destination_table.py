@@ -16,21 +16,20 @@ from typing import TYPE_CHECKING
 from egress_proxy.dns.refresher import NameRefresher
 from egress_proxy.errors import PlatformError, Problem
 from egress_proxy.events import ConfigReloaded, DestinationDenied
-from egress_proxy.forwarding.connection import Connection, SessionLimits
+from egress_proxy.forwarding.connection import SessionLimits
 from egress_proxy.forwarding.forwarder import Forwarder
-from egress_proxy.forwarding.listener import Listener
 from egress_proxy.forwarding.stale_sessions import GracePeriods, StaleSessions
 from egress_proxy.pod.preconditions import bind_problem, destination_problems
 from egress_proxy.run.reload import compare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from egress_proxy.config.address_policy import AddressPolicy
     from egress_proxy.config.destinations import Destination
     from egress_proxy.config.settings import Settings
     from egress_proxy.dns.answer import Lookup
-    from egress_proxy.forwarding.data_plane import DataPlane
+    from egress_proxy.forwarding.plane import Plane, Port
     from egress_proxy.ip import Address
     from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.pod.addresses import ListenPoint
@@ -48,7 +47,7 @@ class DestinationTable:
     def __init__(  # noqa: PLR0913 - it joins the parts that it is made of
         self,
         settings: Settings,
-        data_plane: DataPlane,
+        plane: Plane,
         address_monitor: AddressMonitor,
         listen: Sequence[ListenPoint],
         lookup: Lookup,
@@ -60,7 +59,8 @@ class DestinationTable:
         self.forwarders: dict[int, Forwarder] = {}
         self.refreshers: dict[str, NameRefresher] = {}
         self._settings = settings
-        self._data_plane = data_plane
+        self._plane = plane
+        self._data_plane = plane.shared
         self._limits = SessionLimits(
             allow_clients=settings.allow_clients,
             connect_timeout_s=settings.connect_timeout_s,
@@ -76,13 +76,13 @@ class DestinationTable:
         self._supervisor = supervisor
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stale_sessions = StaleSessions(
-            self.connections,
+            plane.look_through,
             GracePeriods(
                 withdrawn_s=settings.withdrawn_timeout_s,
                 removed_s=settings.removed_timeout_s,
                 connect_s=settings.connect_timeout_s,
             ),
-            data_plane.reactor.loop,
+            plane.shared.reactor.loop,
         )
 
     def bind(
@@ -97,9 +97,7 @@ class DestinationTable:
         bound = []
         for destination in destinations:
             problems += self._problems(destination)
-            listener = Listener(
-                self._data_plane, destination.port, str(destination), _no_forwarder_yet
-            )
+            listener = self._plane.make_port(destination.port, str(destination))
             bound.append(self._forwarder(destination, listener))
             for point in self._listen:
                 try:
@@ -120,7 +118,7 @@ class DestinationTable:
             raise PlatformError(*problems)
         return bound
 
-    def _forwarder(self, destination: Destination, listener: Listener) -> Forwarder:
+    def _forwarder(self, destination: Destination, listener: Port) -> Forwarder:
         families = self._address_monitor.families
         return Forwarder(self._data_plane, self._limits, destination, listener, families)
 
@@ -277,9 +275,6 @@ class DestinationTable:
         for forwarder in self.forwarders.values():
             forwarder.origin.limits = self._limits
 
-    def connections(self) -> Iterator[Connection]:
-        return (member for member in self._data_plane.wheel if isinstance(member, Connection))
-
     def refresh(self) -> None:
         """Look every name up again: the name servers may have changed."""
         for refresher in self.refreshers.values():
@@ -326,7 +321,3 @@ class DestinationTable:
             self._stale_sessions.forget_name(name)
             # Tasks that wait for its first answer stop waiting.
             refresher.asked.set()
-
-
-def _no_forwarder_yet(*_: object) -> None:
-    """Never called: a listener accepts clients only once its forwarder has taken it over."""

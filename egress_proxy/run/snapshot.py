@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from egress_proxy import __version__
+from egress_proxy.events import Reason
 from egress_proxy.forwarding.live import Live
 from egress_proxy.run.sessions import list_sessions
 from egress_proxy.telemetry import status
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from egress_proxy.config.settings import Settings
-    from egress_proxy.forwarding.admission import Admission
     from egress_proxy.forwarding.forwarder import Forwarder
+    from egress_proxy.forwarding.plane import Plane
     from egress_proxy.pod.address_monitor import AddressMonitor
     from egress_proxy.run.destination_table import DestinationTable
     from egress_proxy.supervisor import Supervisor
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from egress_proxy.telemetry.sessions import Query, SessionList
 
 # How many are read per turn of the event loop: about half a millisecond's work for each kind.
-_CONNECTIONS_PER_TURN = 1000
 _DESTINATIONS_PER_TURN = 100
 
 
@@ -61,7 +61,7 @@ class Snapshot:
     def __init__(  # noqa: PLR0913 - it reads from all of them
         self,
         settings: Settings,
-        admission: Admission,
+        plane: Plane,
         address_monitor: AddressMonitor,
         table: DestinationTable,
         *,
@@ -72,7 +72,8 @@ class Snapshot:
         self._interface = settings.interface
         self._pod, self._node = settings.pod, settings.node
         self._sessions_listed = settings.admin_sessions
-        self._admission = admission
+        self._plane = plane
+        self._admission = plane.shared.admission
         self._address_monitor = address_monitor
         self._table = table
         self._supervisor = supervisor
@@ -109,11 +110,11 @@ class Snapshot:
         """The open sessions of `query`; None if the administrator does not want them listed."""
         if not self._sessions_listed:
             return None
-        return await list_sessions(self._table.connections(), query, time.monotonic)
+        return await list_sessions(await self._plane.sessions(), query, time.monotonic)
 
     async def take(self) -> Status:
         """The whole status. The event loop turns meanwhile: figures differ by milliseconds."""
-        await self._count_bytes()
+        await self._plane.count()
         destinations = await self._destinations()
         return Status(
             pod=self._pod,
@@ -150,13 +151,6 @@ class Snapshot:
         kept = map(_key, (*self._removed, *before, *current))
         self._counters.retain_only(set(kept), self._table.refreshers)
 
-    async def _count_bytes(self) -> None:
-        """Add to each forwarder's figures what its connections have relayed since the last time."""
-        for number, connection in enumerate(self._table.connections(), 1):
-            connection.count_bytes()
-            if number % _CONNECTIONS_PER_TURN == 0:
-                await asyncio.sleep(0)
-
     async def _destinations(self) -> tuple[Destination, ...]:
         current = {_key(forwarder): forwarder for forwarder in self._table.forwarders.values()}
         live: dict[Key, Live] = {key: forwarder.origin.live for key, forwarder in current.items()}
@@ -185,10 +179,10 @@ class Snapshot:
             upstreams=tuple(self._upstreams(forwarder)) if forwarder else (),
             upstream_failures=self._counters.upstream_failures[key[1]],
             active=live.active,
-            total=live.active + ended.total,
+            total=live.active + live.ended + ended.total,
             established=live.established + sum(ended.connects),
             connect_times=ended.connect_times if ended.total else _NO_CONNECTS,
-            ended=ended.reasons,
+            ended=ended.reasons | {str(Reason.ENDED): live.ended} if live.ended else ended.reasons,
             bytes_to_upstream=live.bytes_to_upstream + ended.bytes_to_upstream,
             bytes_to_client=live.bytes_to_client + ended.bytes_to_client,
             last_failure=ended.last_failure,

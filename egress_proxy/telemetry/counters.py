@@ -115,8 +115,8 @@ class Counters:
             ended = self.ended[key] = Ended()
         ended.reasons[event.reason] += 1
         ended.total += 1
-        ended.bytes_to_upstream += event.bytes_to_upstream
-        ended.bytes_to_client += event.bytes_to_client
+        ended.bytes_to_upstream += event.bytes_to_upstream or 0
+        ended.bytes_to_client += event.bytes_to_client or 0
         if event.connect_s is not None:
             ended.connects[bisect_left(BOUNDS_S, event.connect_s)] += 1
             ended.connects_s += event.connect_s

@@ -160,7 +160,8 @@ METRICS = (
         "connections",
         ("listener", "destination", "reason"),
         "Connections that have ended, by the reason of their record. `finished` and `connect_…` "
-        "are there from the start, each other reason once it has occurred.",
+        "are there from the start, each other reason once it has occurred. `ended` stands for what "
+        "the kernel as data plane does not tell (docs/data-planes.md).",
         _connections,
     ),
     Definition(

@@ -20,14 +20,17 @@ _LARGEST_PORT = 65535
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """One client. `address` is the upstream's, empty until there is one; durations in seconds."""
+    """One client. `address` is the upstream's, empty until there is one; durations in seconds.
+
+    With the kernel as data plane, the age is only known while all connections are recorded.
+    """
 
     listener: int
     destination: str
     client: str
     address: str
-    age_s: float
-    idle_s: float
+    age_s: float | None
+    idle_s: float | None
     bytes_to_upstream: int
     bytes_to_client: int
 

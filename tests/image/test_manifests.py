@@ -26,6 +26,7 @@ DEPLOY = ROOT / "deploy"
 OVERLAYS = (
     "overlays/configmap",
     "overlays/ha",
+    "overlays/kernel",
     "overlays/multus",
     "overlays/openshift-ovn",
     "overlays/openshift-sdn",
@@ -188,7 +189,7 @@ def assert_least(container: Resource, *, root: bool, capabilities: list[str]) ->
         *(
             pytest.param(lambda overlay=overlay: pod_of(render(overlay)), id=overlay)
             for overlay in OVERLAYS
-            if overlay != "overlays/openshift-sdn"
+            if overlay not in {"overlays/openshift-sdn", "overlays/kernel"}
         ),
         pytest.param(lambda: example("pod-least-privilege"), id="example"),
     ],
@@ -207,6 +208,13 @@ def test_the_pod_has_the_least_privilege(pod: Any) -> None:  # noqa: ANN401 - a 
     assert {"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"} in spec["securityContext"][
         "sysctls"
     ]
+
+
+def test_with_the_kernel_as_data_plane_the_proxy_gets_one_capability() -> None:
+    resources = render("overlays/kernel")
+    proxy = proxy_of(resources)
+    assert_least(proxy, root=True, capabilities=["NET_ADMIN"])
+    assert dict(environment(resources, proxy))["EGRESS_DNS_PROXY_DATAPLANE"] == "kernel"
 
 
 def test_openshift_sdn_gets_its_one_privileged_container_and_no_second() -> None:

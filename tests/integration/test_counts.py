@@ -15,6 +15,7 @@ import pytest
 
 from egress_proxy.config.settings import read_settings
 from egress_proxy.events import ConnectionClosed, Reason, UpstreamRecovered
+from egress_proxy.forwarding.plane import SplicePlane
 from egress_proxy.pod.address_monitor import AddressMonitor
 from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.run.snapshot import Snapshot
@@ -49,7 +50,7 @@ class Board:
         supervisor = Supervisor(loop, self)
         table = DestinationTable(
             settings,
-            plane,
+            SplicePlane(plane),
             address_monitor,
             (),
             _no_answer,
@@ -59,7 +60,7 @@ class Board:
         table.forwarders[0] = rig.forwarder
         self.snapshot = Snapshot(
             settings,
-            plane.admission,
+            SplicePlane(plane),
             address_monitor,
             table,
             supervisor=supervisor,
@@ -126,8 +127,8 @@ async def test_after_a_mixed_load_the_metrics_are_the_sum_of_the_records() -> No
         assert reasons.keys() > {Reason.FINISHED, Reason.CLIENT_RESET, Reason.UPSTREAM_RESET}
         assert await board.metrics("connections_total", "reason") == reasons
         assert await board.metrics("bytes_total", "direction") == {
-            "to_upstream": sum(record.bytes_to_upstream for record in records),
-            "to_client": sum(record.bytes_to_client for record in records),
+            "to_upstream": sum(record.bytes_to_upstream or 0 for record in records),
+            "to_client": sum(record.bytes_to_client or 0 for record in records),
         }
         assert await board.metrics("connections_active", "destination") == {}
         assert await board.metrics("connections_established_total", "listener") == {"0": count}

@@ -14,6 +14,7 @@ from egress_proxy.config.settings import read_settings
 from egress_proxy.dns.answer import Answer, LookupFailedError
 from egress_proxy.errors import PlatformError
 from egress_proxy.events import ListenerClosed
+from egress_proxy.forwarding.plane import SplicePlane
 from egress_proxy.pod.address_monitor import AddressMonitor
 from egress_proxy.pod.addresses import ListenPoint
 from egress_proxy.run.destination_table import DestinationTable
@@ -44,7 +45,7 @@ class Table:
         )
         self.table = DestinationTable(
             settings,
-            rig.data_plane,
+            SplicePlane(rig.data_plane),
             AddressMonitor(loop, {}, rig.recorder),
             (ListenPoint(LOOPBACK, ""),),
             self._look_up,

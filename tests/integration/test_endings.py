@@ -249,6 +249,7 @@ async def test_open_idle() -> None:
         assert await upstream.receive_all() == (b"", True)
         (record,) = await rig.recorder.wait_closed()
     assert record.reason is Reason.IDLE_TIMEOUT
+    assert record.duration_s is not None
     assert record.duration_s >= 0.1
 
 

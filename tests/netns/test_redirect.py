@@ -320,7 +320,7 @@ def test_a_flow_that_began_before_the_rules_is_not_stuck(lab: Lab, text: str) ->
 
 
 def tracked(lab: Lab, port: int) -> bool:
-    return any(flow.port == port for flow in lab.pod.call(lambda: list(list_flows())))
+    return any(flow.target.port == port for flow in lab.pod.call(lambda: list(list_flows())))
 
 
 def test_a_flow_of_another_port_is_left_alone(lab: Lab) -> None:

@@ -78,11 +78,15 @@ TIMEOUT_S = 10
 
 @dataclass(frozen=True, slots=True)
 class PodSecurity:
-    """What the pod spec's security contexts give to each container; `sysctls` are the pod's."""
+    """What the pod spec's security contexts give to each container; `sysctls` are the pod's.
+
+    `env` is what the main container's environment has because of it.
+    """
 
     init: Container = PRIVILEGED
     main: Container = PRIVILEGED
     sysctls: dict[str, int] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
 
 
 AS_DOCUMENTED = PodSecurity()
@@ -91,6 +95,14 @@ LEAST_PRIVILEGE = PodSecurity(
     main=Container(uid=10001, read_only=True),
     sysctls={"ipv4/ip_unprivileged_port_start": 0},
 )
+# The pod of deploy/overlays/kernel, on a node whose kubelet allows the sysctl for IPv6.
+KERNEL = PodSecurity(
+    init=LEAST_PRIVILEGE.init,
+    main=Container(capabilities=("NET_ADMIN",), read_only=True),
+    sysctls=LEAST_PRIVILEGE.sysctls | {"ipv6/conf/all/forwarding": 1},
+    env={"EGRESS_DNS_PROXY_DATAPLANE": "kernel"},
+)
+BOTH_DATA_PLANES = {"splice": LEAST_PRIVILEGE, "kernel": KERNEL}
 
 
 class Deployment(ExitStack):
@@ -126,6 +138,11 @@ class Deployment(ExitStack):
             for key, value in security.sysctls.items():
                 lab.pod.sysctl(key, value)
             undo.pop_all()
+
+    @property
+    def by_kernel(self) -> bool:
+        """Whether the kernel is the data plane."""
+        return self._security is KERNEL
 
     def change_resolv_conf(self, text: str) -> None:
         """Write `text` in place, or with an /etc of its own into a file that takes the place."""
@@ -189,7 +206,7 @@ class Deployment(ExitStack):
                 *wrapper,
                 EGRESS_PROXY,
                 "run",
-                env=RUN_ENV | more_env,
+                env=RUN_ENV | self._security.env | more_env,
                 container=self._container(self._security.main),
             )
         )
@@ -203,7 +220,7 @@ class Deployment(ExitStack):
             EGRESS_PROXY,
             "check",
             *options,
-            env=INIT_ENV | RUN_ENV | more_env,
+            env=INIT_ENV | RUN_ENV | self._security.env | more_env,
             container=self._container(container),
         )
 

@@ -46,6 +46,7 @@ DEFAULTS = Settings(
     deny=(),
     health_interval_s=0.0,
     withdrawn_timeout_s=0.0,
+    dataplane="splice",
     pod=socket.gethostname(),
     node="",
     admin_listen=AdminListen(None, 9153),

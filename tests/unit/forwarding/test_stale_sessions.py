@@ -36,7 +36,7 @@ class Proxy:
         self.loop = ManualLoop(1000.0)
         self.sessions = list(sessions)
         periods = GracePeriods(withdrawn_s=withdrawn_s, removed_s=removed_s, connect_s=CONNECT_S)
-        self.stale = StaleSessions(self.live, periods, self.loop)
+        self.stale = StaleSessions(lambda use: use(self.live()), periods, self.loop)
 
     def live(self) -> list[Session]:
         return [session for session in self.sessions if not session.ended]

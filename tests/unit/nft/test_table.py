@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
-from egress_proxy.nft.conntrack import Flow
+from egress_proxy.nft.conntrack import End, Flow, TcpState
 from egress_proxy.nft.ruleset import Ruleset, Translation
+from egress_proxy.nft.session_rules import SessionRules
 from egress_proxy.nft.table import quote_interface, same
 
 WEB = Translation("tcp", 80, (ip_address("10.4.5.6"),), 8080)
@@ -59,11 +61,18 @@ table inet egress_proxy {
 
 def flow(protocol: int, port: int | None, *, translated: bool = False) -> Flow:
     return Flow(
-        source=ip_address("198.51.100.10"),
-        target=ip_address("192.0.2.10"),
+        source=End(ip_address("198.51.100.10"), 40000),
+        target=End(ip_address("192.0.2.10"), port),
+        upstream=End(ip_address("192.0.2.10"), port),
+        reserved=End(ip_address("198.51.100.10"), 40000),
         protocol=protocol,
-        port=port,
         translated=translated,
+        answered=False,
+        state=TcpState.NONE,
+        mark=0,
+        left_s=0,
+        sent=None,
+        received=None,
         tuple=b"",
         number=b"",
     )
@@ -107,11 +116,82 @@ def test_several_addresses_take_turns_within_their_family() -> None:
     ) in listing
 
 
+def block(title: str, *lines: str) -> str:
+    return "\n".join([f"\t{title} {{", *(f"\t\t{line}" for line in lines), "\t}", ""])
+
+
 def test_order_and_line_breaks_between_elements_do_not_matter() -> None:
-    listed = "map m {\n\telements = { 53 : goto b,\n\t\t     80 : goto a }\n\t}\n"
-    assert same(listed, "map m { elements = { 80 : goto a, 53 : goto b } }")
-    assert not same(listed, "map m { elements = { 80 : goto a, 54 : goto b } }")
-    assert not same("chain c { a accept b drop }", "chain c { b drop a accept }")
+    listed = block("map m", "elements = { 53 : goto b,", "\t     80 : goto a }")
+    assert same(listed, block("map m", "elements = { 80 : goto a, 53 : goto b }"))
+    assert not same(listed, block("map m", "elements = { 80 : goto a, 54 : goto b }"))
+    rules = block("chain c", "a accept", "b drop")
+    assert not same(rules, block("chain c", "b drop", "a accept"))
+    assert same(rules + "\n" + listed, listed + rules)
+    assert not same(rules + listed, rules)
+
+
+def test_changes_of_one_port_leave_all_others_alone() -> None:
+    sessions = SessionRules(connect_timeout_s=10, idle_timeout_s=0, half_close_timeout_s=0)
+    web = replace(WEB, mark=8)
+    before = replace(RULESET, translations=(web,), sessions=sessions)
+    other = Translation("tcp", 81, (ip_address("10.4.5.8"),), 81, mark=9)
+    moved = replace(web, addresses=(ip_address("10.4.5.7"),))
+    assert before.table().changes(before.table()) == ""
+    assert replace(before, translations=(moved,)).table().changes(before.table()) == (
+        "flush chain inet egress_proxy tcp_80\n"
+        'add rule inet egress_proxy tcp_80 counter name "new_80_00000008" '
+        "ct mark set 0x00000008 ct event set destroy\n"
+        "add rule inet egress_proxy tcp_80 tcp dport 80 dnat ip to 10.4.5.7:8080\n"
+    )
+    refused = replace(web, addresses=())
+    assert replace(before, translations=(refused,)).table().changes(before.table()) == (
+        "delete element inet egress_proxy tcp_ports { 80 }\n"
+        "flush chain inet egress_proxy tcp_80\n"
+        "delete chain inet egress_proxy tcp_80\n"
+    )
+    assert replace(before, translations=(other,)).table().changes(before.table()).splitlines() == [
+        "add counter inet egress_proxy down_81_00000009",
+        "add counter inet egress_proxy new_81_00000009",
+        "add counter inet egress_proxy up_81_00000009",
+        "add chain inet egress_proxy tcp_81",
+        "flush chain inet egress_proxy tcp_81",
+        (
+            'add rule inet egress_proxy tcp_81 counter name "new_81_00000009" '
+            "ct mark set 0x00000009 ct event set destroy"
+        ),
+        "add rule inet egress_proxy tcp_81 tcp dport 81 dnat ip to 10.4.5.8:81",
+        "delete element inet egress_proxy tcp_ports { 80 }",
+        "add element inet egress_proxy tcp_ports { 81 : goto tcp_81 }",
+        "delete element inet egress_proxy down { 0x00000008 }",
+        'add element inet egress_proxy down { 0x00000009 : "down_81_00000009" }',
+        "delete element inet egress_proxy up { 0x00000008 }",
+        'add element inet egress_proxy up { 0x00000009 : "up_81_00000009" }',
+        "flush chain inet egress_proxy tcp_80",
+        "delete chain inet egress_proxy tcp_80",
+        "delete counter inet egress_proxy down_80_00000008",
+        "delete counter inet egress_proxy new_80_00000008",
+        "delete counter inet egress_proxy up_80_00000008",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "watched", "events"),
+    [
+        (False, False, "destroy"),
+        (False, True, "destroy,assured"),
+        (True, False, "new,destroy,protoinfo"),
+        (True, True, "new,destroy,protoinfo"),
+    ],
+)
+def test_the_kernel_makes_no_event_that_nobody_needs(
+    recorded: bool, watched: bool, events: str
+) -> None:
+    sessions = SessionRules(
+        connect_timeout_s=10, idle_timeout_s=0, half_close_timeout_s=0, recorded=recorded
+    )
+    web = replace(WEB, watched=watched)
+    listing = replace(RULESET, translations=(web,), sessions=sessions).table().listing()
+    assert f"ct event set {events}\n" in listing
 
 
 def test_versions_are_those_of_the_targets() -> None:

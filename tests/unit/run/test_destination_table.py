@@ -16,6 +16,7 @@ from egress_proxy.config.settings import read_settings
 from egress_proxy.dns.answer import Answer, LookupFailedError
 from egress_proxy.errors import PlatformError
 from egress_proxy.events import DestinationDenied, ListenerClosed, ListenerOpened
+from egress_proxy.forwarding.plane import SplicePlane
 from egress_proxy.pod.address_monitor import AddressMonitor
 from egress_proxy.run.destination_table import DestinationTable
 from egress_proxy.supervisor import Supervisor
@@ -39,6 +40,7 @@ class Table:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self.plane = Plane(timers=loop)
+        self.splice = SplicePlane(self.plane.plane)
         self.point = FakePoint(POD)
         self.supervisor = Supervisor(loop, self.plane)
         self.zone: dict[str, tuple[Address, ...]] = {NAME: (REMOTE,)}
@@ -46,7 +48,7 @@ class Table:
         settings = read_settings({"EGRESS_DNS_PROXY_DESTINATION": "1 192.0.2.1"})
         self.table = DestinationTable(
             settings,
-            self.plane.plane,
+            self.splice,
             AddressMonitor(loop, {}, self.plane),
             (self.point.real,),
             self._look_up,
@@ -76,7 +78,7 @@ class Table:
 
     def client(self, port: int) -> FakeSocket:
         client = FakeSocket()
-        self.table.forwarders[port].listener.on_client(client.real, ("198.51.100.1", 40000))
+        self.table.forwarders[port].serve(client.real, ("198.51.100.1", 40000))
         return client
 
 
@@ -322,7 +324,7 @@ async def test_sessions_of_a_removed_port_go_on(table: Table) -> None:
     await table.change(to(80, REMOTE), to(81, REMOTE))
     clients = [table.client(80), table.client(81)]
     await table.change(to(81, REMOTE))
-    held: list[Connection] = list(table.table.connections())
+    held: list[Connection] = list(await table.splice.sessions())
     assert sorted(connection.origin.destination.port for connection in held) == [80, 81]
     assert [client.closed for client in clients] == [False, False]
 

@@ -22,6 +22,7 @@ from egress_proxy.events import (
     UpstreamRecovered,
 )
 from egress_proxy.forwarding.live import Live
+from egress_proxy.forwarding.plane import SplicePlane
 from egress_proxy.run.snapshot import Snapshot
 from egress_proxy.telemetry.counters import Counters
 from egress_proxy.telemetry.status import Port, Source
@@ -115,6 +116,23 @@ class Pod:
             counters=self.counters,
             log=parts,
         )
+
+    @property
+    def shared(self) -> Pod:
+        return self
+
+    @property
+    def admission(self) -> Pod:
+        return self
+
+    async def sessions(self) -> Iterator[Connection]:
+        return self.table.connections()
+
+    def _connections(self) -> Iterator[Connection]:
+        return self.table.connections()
+
+    async def count(self) -> None:
+        await SplicePlane.count(cast("Any", self))
 
     def takes_clients(self, listener: Listener) -> bool:
         return listener not in self.paused
