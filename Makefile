@@ -26,8 +26,9 @@ test: install ## run all tests but those of the images (WORKERS: how many at onc
 FUZZ_EXAMPLES ?= 20000
 
 .PHONY: fuzz
-fuzz: install ## test many more random connections against the model (FUZZ_EXAMPLES)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_flow_properties.py
+fuzz: install ## test many more random connections, and faults of two pods, against the models (FUZZ_EXAMPLES)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest --timeout 0 tests/integration/test_flow_properties.py \
+		tests/unit/hold/test_elector.py
 
 MINUTES ?= 3
 
