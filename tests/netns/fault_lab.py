@@ -36,6 +36,9 @@ SERVING = frozenset({"listening", "paused", "failing"})
 # Four addresses of the pod and of loopback, and two devices for each of the pod.
 _SOCKETS_PER_PORT = 6
 
+# The longest backoff on the way to a record.
+_TOLD_S = 4
+
 _numbers = count()
 
 
@@ -191,13 +194,21 @@ class State:
     def act(self) -> None:
         raise NotImplementedError
 
-    def act_until(self, fault: Fault, event: str) -> None:
-        """`act`, and wait for a call that fails and for the `event` that tells of it."""
-        self.pod.process.forget()
+    def act_until(self, fault: Fault, event: str) -> bool:
+        """`act`, and wait for a call that fails; whether the `event` that tells of it comes."""
+        before = len(self.pod.process.records)
         self.act()
         wait_until(lambda: fault.injected > 0)
-        if event:
-            self.pod.process.wait_for(event)
+
+        def is_told() -> bool:
+            records = self.pod.process.records[before:]
+            return not event or any(record["event"] == event for record in records)
+
+        try:
+            wait_until(is_told, timeout_s=_TOLD_S)
+        except AssertionError:
+            return False
+        return True
 
     def act_to_the_end(self) -> None:
         """`act` without a fault, until the record that says so."""
