@@ -90,6 +90,8 @@ class TwoNodes(ExitStack):
         super().__init__()
         self.families = families
         self.command = command
+        # Of `hold` in every pod, a replaced one included.
+        self.hold_variables: dict[str, str] = {}
         with ExitStack() as undo:
             undo.push(self)
             self.switch, self.gateway, self.outside, self.spying, self.cluster, self.client = (
@@ -155,10 +157,9 @@ class TwoNodes(ExitStack):
         """Start `hold` alone, as the kubelet restarts a container."""
         pod = self.pods[name]
         container = Container(capabilities=HOLDER.capabilities, service_account=str(self.folder))
+        env = self.environment(name) | self.hold_variables | variables
         pod.hold = self.enter_context(
-            pod.namespace.start(
-                self.command, "hold", env=self.environment(name) | variables, container=container
-            )
+            pod.namespace.start(self.command, "hold", env=env, container=container)
         )
         return pod.hold
 
