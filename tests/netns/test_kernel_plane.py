@@ -97,6 +97,20 @@ def test_an_address_that_refuses_is_left_out(deployment: Deployment) -> None:
             stack.enter_context(lab.client.connect(POD.v4, PORT))
 
 
+def test_health_checks_find_out_before_a_client_does(deployment: Deployment) -> None:
+    lab = deployment.lab
+    deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4, OUTSIDE_SECOND.v4))
+    with lab.outside.listen(OUTSIDE.v4, REMOTE_PORT), ExitStack() as stack:
+        proxy = start(deployment, EGRESS_DNS_PROXY_HEALTH_INTERVAL="1s")
+        proxy.wait_for("upstream.failed", address=OUTSIDE_SECOND.v4)
+        wait_until(lambda: OUTSIDE_SECOND.v4 not in lab.pod.call(list_table))
+        for _ in range(4):
+            stack.enter_context(lab.client.connect(POD.v4, PORT))
+        stack.enter_context(lab.outside.listen(OUTSIDE_SECOND.v4, REMOTE_PORT))
+        proxy.wait_for("upstream.recovered", address=OUTSIDE_SECOND.v4)
+        wait_until(lambda: OUTSIDE_SECOND.v4 in lab.pod.call(list_table))
+
+
 def test_a_change_of_the_name_leaves_sessions_alone(deployment: Deployment) -> None:
     lab = deployment.lab
     deployment.dns.zone[NAME] = Name(a=(OUTSIDE.v4,), ttl_s=0)
