@@ -123,16 +123,17 @@ def run(_options: argparse.Namespace, environ: Mapping[str, str]) -> None:
     # The event loop and DNS are for this command alone.
     import uvloop  # noqa: PLC0415 - see above
 
-    from egress_proxy.run import daemon  # noqa: PLC0415 - see above
+    from egress_proxy.run.daemon import Daemon  # noqa: PLC0415 - see above
+    from egress_proxy.run.drain import Shutdown  # noqa: PLC0415 - see above
     from egress_proxy.telemetry import logs  # noqa: PLC0415 - see above
 
     with refusals_are_problems():
         log = logs.RunLog(wanted.log_format, debug=wanted.debug, connections=wanted.log_connections)
 
     async def forward() -> None:
-        shutdown = daemon.Shutdown()
+        shutdown = Shutdown()
         with refusals_are_problems():
-            running = daemon.Daemon(wanted, pod, log, environ)
+            running = Daemon(wanted, pod, log, environ)
         loop = asyncio.get_running_loop()
         for number, act in (
             (signal.SIGTERM, shutdown.request),

@@ -3,8 +3,7 @@
 Start: addresses, ports and limits first, so that all problems are reported before anything listens;
 then names, all concurrently. A port listens as soon as it has an address to connect to.
 
-Drain: accept clients a little longer while the cluster withdraws the endpoints, close the
-listeners, let sessions finish, reset those that are left.
+The end is in `drain`.
 """
 
 from __future__ import annotations
@@ -25,10 +24,8 @@ from egress_proxy.errors import PlatformError
 from egress_proxy.events import (
     ConfigReloaded,
     DaemonDefect,
-    DaemonDraining,
     DaemonReady,
     DaemonStarted,
-    DaemonStopped,
     LogSwitched,
     Observer,
     Observers,
@@ -58,6 +55,7 @@ from egress_proxy.relay.reactor import Reactor
 from egress_proxy.relay.timer_wheel import TimerWheel
 from egress_proxy.run.admin_port import AdminPort
 from egress_proxy.run.destination_table import DestinationTable
+from egress_proxy.run.drain import Drain, Shutdown, SourcePresence
 from egress_proxy.run.reload import Reload
 from egress_proxy.run.snapshot import Snapshot
 from egress_proxy.supervisor import Supervisor
@@ -72,8 +70,6 @@ if TYPE_CHECKING:
     from egress_proxy.pod.descriptors import DescriptorBudget
     from egress_proxy.pod.facts import Pod
 
-# After SIGTERM clients still come until every node knows that the pod is terminating.
-_WITHDRAWAL_S = 2.0
 # Two SIGUSR1 within this time count as one.
 _ONE_SIGNAL_S = 0.25
 
@@ -85,20 +81,6 @@ class Log(Observer, Protocol):
 
     @property
     def dropped(self) -> int: ...
-
-
-class Shutdown:
-    """What the signals have asked for: `requested` to drain, `forced` to end at once."""
-
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-        self.forced = asyncio.Event()
-
-    def request(self) -> None:
-        """Drain; called a second time, end at once."""
-        if self.requested.is_set():
-            self.forced.set()
-        self.requested.set()
 
 
 class Daemon:
@@ -154,7 +136,7 @@ class Daemon:
             self._observer,
             read_deprecated=read_deprecated_addresses if settings.shared else None,
         )
-        self._source_there, self._source_gone = asyncio.Event(), asyncio.Event()
+        self._source = SourcePresence()
         admin = settings.admin_listen
         policy = replace(
             settings.address_policy,
@@ -194,15 +176,13 @@ class Daemon:
         if not self._settings.shared:
             self._table.reach(monitor.families)
         elif monitor.usable:
-            self._source_gone.clear()
-            self._source_there.set()
+            self._source.set(there=True)
             gate.open()
         else:
-            self._source_there.clear()
             gate.close()
             # Their sockets would not notice: packets from a removed address are lost silently.
             self._plane.look_through(_lose_source)
-            self._source_gone.set()
+            self._source.set(there=False)
 
     def reload(self) -> None:
         """Read the destinations again."""
@@ -261,7 +241,13 @@ class Daemon:
             with refusals_are_problems():
                 await self._start()
             await shutdown.requested.wait()
-            await self._drain(shutdown)
+            # A reload would reopen ports.
+            for task in self._until_drain:
+                task.cancel()
+            await asyncio.wait(self._until_drain)
+            drain = Drain(self._plane, self._table, self._snapshot, self._observer)
+            source = self._source if self._settings.shared else None
+            await drain.run(shutdown, self._settings.drain_timeout_s, source)
         finally:
             await self._release()
 
@@ -326,53 +312,6 @@ class Daemon:
             )
         )
 
-    async def _drain(self, shutdown: Shutdown) -> None:
-        timeout_s = self._settings.drain_timeout_s
-        admission = self._data_plane.admission
-        self._snapshot.draining = not self._settings.shared
-        await self._plane.count()
-        self._observer.observe(DaemonDraining(connections=admission.active, timeout_s=timeout_s))
-        # 0. Stop reloading: it would reopen ports.
-        for task in self._until_drain:
-            task.cancel()
-        await asyncio.wait(self._until_drain)
-        forced = asyncio.create_task(shutdown.forced.wait(), name="wait for a second signal")
-        # 1. Serve clients that are still sent here.
-        if self._settings.shared and await self._handed_over(forced, timeout_s):
-            timeout_s = 0.0
-        elif not self._settings.shared:
-            await asyncio.wait({forced}, timeout=min(_WITHDRAWAL_S, timeout_s))
-        self._snapshot.draining = True
-        # 2. Accept no more clients.
-        self._table.close()
-        # 3. Let sessions finish.
-        emptied = asyncio.create_task(self._plane.emptied(), name="wait for sessions")
-        await asyncio.wait(
-            {forced, emptied},
-            timeout=max(timeout_s - _WITHDRAWAL_S, 0),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        forced.cancel()
-        emptied.cancel()
-        await asyncio.gather(forced, emptied, return_exceptions=True)
-        # 4. Reset the others.
-        left = await self._plane.abort_all(Reason.DRAINED)
-        self._observer.observe(DaemonStopped(reset=left))
-
-    async def _handed_over(self, forced: asyncio.Task[bool], timeout_s: float) -> bool:
-        """With high availability: wait until `hold` has moved the clients to another pod.
-
-        False: this pod is a standby, also after the time that a takeover takes. Clients may wait
-        for one that is under way, and `hold` finishes it first.
-        """
-        monitor = self._address_monitor
-        if not monitor.usable:
-            await _first_of(forced, self._source_there, min(_WITHDRAWAL_S, timeout_s))
-        if not monitor.usable:
-            return False
-        await _first_of(forced, self._source_gone, timeout_s)
-        return True
-
     async def _release(self) -> None:
         """Release everything, in reverse order; also after a start that failed half way."""
         await self._supervisor.stop()
@@ -382,13 +321,6 @@ class Daemon:
         await self._resolver.close()
         await self._plane.abort_all(Reason.DRAINED)
         await self._plane.stop()
-
-
-async def _first_of(forced: asyncio.Task[bool], event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for `event`, for the second signal, or for `timeout_s`."""
-    expected = asyncio.create_task(event.wait(), name="wait for the source address")
-    await asyncio.wait({forced, expected}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    expected.cancel()
 
 
 def _lose_source(sessions: Iterable[Session]) -> None:

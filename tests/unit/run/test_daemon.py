@@ -31,7 +31,8 @@ from egress_proxy.events import (
 )
 from egress_proxy.pod.descriptors import raise_descriptor_limit
 from egress_proxy.pod.facts import Pod
-from egress_proxy.run.daemon import Daemon, Shutdown
+from egress_proxy.run.daemon import Daemon
+from egress_proxy.run.drain import Shutdown
 from tests.support.manual_loop import run_simulated
 
 if TYPE_CHECKING:
