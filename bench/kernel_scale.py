@@ -2,7 +2,7 @@
 
 First the rules of a thousand destinations with ten addresses each: time and memory of nft(8). Then
 flows that stay open without a socket (TCP_REPAIR closes silently), and what looking at them costs
-the daemon: CPU time, memory, and how long its event loop answers nobody.
+the daemon: CPU time, memory, and how long its event loop is busy.
 """
 
 from __future__ import annotations

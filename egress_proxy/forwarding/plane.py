@@ -125,7 +125,7 @@ class Plane(Protocol):
         """Begin, with long tasks of the supervisor's `spawn`. Raises `PlatformError`."""
 
     async def settled(self) -> None:
-        """Wait until the ports are as they were last told to be, or have failed to be."""
+        """Wait until the last changes of the ports are in force, or have failed."""
 
     async def count(self) -> None:
         """Bring the figures in each `Origin.live` up to date, and how many sessions there are."""
@@ -168,7 +168,7 @@ class SplicePlane:
         """Ports begin by themselves."""
 
     async def settled(self) -> None:
-        """Ports do at once what they are told to."""
+        """Changes of ports are in force at once."""
 
     async def count(self) -> None:
         for number, connection in enumerate(self._connections(), 1):

@@ -201,12 +201,12 @@ def _nfgenmsg(family: int) -> bytes:
 
 
 def read_flow(message: bytes) -> Flow:
-    """The flow that the body of a message tells of."""
-    told = attributes(message[4:])
-    original, reply = told[CTA_TUPLE_ORIG], told[_CTA_TUPLE_REPLY]
+    """The flow in the body of a message."""
+    found = attributes(message[4:])
+    original, reply = found[CTA_TUPLE_ORIG], found[_CTA_TUPLE_REPLY]
     source, target, protocol = _ends(original)
     upstream, reserved, _ = _ends(reply)
-    status = int.from_bytes(told.get(CTA_STATUS, b""))
+    status = int.from_bytes(found.get(CTA_STATUS, b""))
     return Flow(
         source=source,
         target=target,
@@ -215,13 +215,13 @@ def read_flow(message: bytes) -> Flow:
         protocol=protocol,
         translated=bool(status & IPS_DST_NAT),
         answered=bool(status & IPS_SEEN_REPLY),
-        state=_tcp_state(told.get(CTA_PROTOINFO, b"")),
-        mark=int.from_bytes(told.get(_CTA_MARK, b"")),
-        left_s=int.from_bytes(told.get(_CTA_TIMEOUT, b"")),
-        sent=_octets(told.get(_CTA_COUNTERS_ORIG, b"")),
-        received=_octets(told.get(_CTA_COUNTERS_REPLY, b"")),
+        state=_tcp_state(found.get(CTA_PROTOINFO, b"")),
+        mark=int.from_bytes(found.get(_CTA_MARK, b"")),
+        left_s=int.from_bytes(found.get(_CTA_TIMEOUT, b"")),
+        sent=_octets(found.get(_CTA_COUNTERS_ORIG, b"")),
+        received=_octets(found.get(_CTA_COUNTERS_REPLY, b"")),
         tuple=original,
-        number=told[_CTA_ID],
+        number=found[_CTA_ID],
     )
 
 

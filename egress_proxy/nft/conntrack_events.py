@@ -1,9 +1,9 @@
-"""Events of conntrack: a socket that hears of flows, and a filter in the kernel before it.
+"""Events of conntrack: a socket for them, and a filter in the kernel in front of it.
 
-What the kernel makes events of is up to the rules (``ct event set`` in `ruleset`); the filter drops
-those that nobody needs, so that no connection that succeeds wakes this process up unless its record
-is wanted. See linux/netfilter/nfnetlink_conntrack.h. Trust boundary: every message is from the
-kernel.
+The rules decide which events the kernel makes of a flow (``ct event set`` in `ruleset`). The filter
+drops those that are not needed: a connection that succeeds does not wake this process up, unless
+its record is wanted. See linux/netfilter/nfnetlink_conntrack.h. Trust boundary: every message is
+from the kernel.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # NFNLGRP_CONNTRACK_NEW, _UPDATE and _DESTROY, as a mask.
 _GROUPS = 0b111
-# asm-generic/socket.h: beyond net.core.rmem_max, for whoever has NET_ADMIN.
+# asm-generic/socket.h: beyond net.core.rmem_max, with NET_ADMIN.
 _SO_RCVBUFFORCE = 33
 # An event takes about 1 KiB of it: tens of thousands of flows may change while the loop is busy.
 _BUFFER = 16 << 20
@@ -70,7 +70,7 @@ class Op(NamedTuple):
 
 
 def open_events(*, every: bool) -> socket.socket:
-    """A non-blocking socket that hears of translated flows, as `set_filter` says.
+    """A non-blocking socket for events of translated flows; `set_filter` says which.
 
     Its recv(2) raises OSError (ENOBUFS) when events were lost. Raises OSError.
     """

@@ -1,4 +1,4 @@
-"""Clients' sessions that the kernel forwards, as conntrack tells of them.
+"""Clients' sessions that the kernel forwards, as conntrack reports them.
 
 A handshake that fails is always heard of, because the address must be left out then, as after a
 failed connect in the other data plane; unlike there, the client is not connected to another

@@ -1,6 +1,7 @@
-"""Hears of the flows that nobody answers, and asks the kernel for all others when it is asked.
+"""Receives the events of conntrack, and lists flows and sessions on request.
 
-Only while each session is to be recorded does it hear of each.
+By default there are events only of flows that no upstream has answered; while each session is
+recorded, there are events of each.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class FlowWatch:
         return self._flows.recording
 
     def open(self) -> None:
-        """Hear of flows from now on. Raises OSError."""
+        """Receive events from now on. Raises OSError."""
         self._events = conntrack_events.open_events(every=self.recording)
 
     def start(self) -> None:
@@ -195,7 +196,7 @@ class FlowWatch:
             self._due.clear()
             try:
                 if self._resync_due:
-                    # First the rules that tell of each flow, so that none is missed in between.
+                    # First the rules that make events of each flow, so that none is missed.
                     await self._writer.tried()
                     self._resync_due = False
                     await self._flows.resync(lambda: filter(_ours, conntrack.glimpses()))

@@ -1,8 +1,8 @@
 """The data plane that is the kernel: nftables translates and forwards, the daemon keeps that true.
 
 `KernelPlane` makes one set of rules of all ports (`kernel_port`) and their addresses, and writes it
-(`rules_writer`). `FlowWatch` hears of clients that no upstream answers, and asks the kernel for
-figures (`marks`) and sessions (`flow_sessions`) when somebody asks for them.
+(`rules_writer`). `FlowWatch` receives the events of clients that no upstream answers, and reads
+figures (`marks`) and sessions (`flow_sessions`) from the kernel on request.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PortOwner(Protocol):
-    """What a port tells of: the data plane."""
+    """The data plane, which a port notifies."""
 
     def changed(self) -> None:
         """Ports or addresses are others from now on."""

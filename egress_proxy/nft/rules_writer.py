@@ -2,7 +2,7 @@
 
 nft(8) runs in a thread: the event loop does not wait for it. A table that is written as a whole is
 read back. A change of it is not, because reading takes longer than changing; what is in the kernel
-is compared once a minute, and a table that somebody else has touched is then replaced as a whole.
+is compared once a minute, and a table that something else has changed is then replaced as a whole.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def put_table(before: Table | None, wanted: Table) -> None:
             if changes:
                 command.commit(changes)
         except OSError:
-            # Somebody else has changed the table: the whole one is tried below.
+            # Something else has changed the table: the whole one is tried below.
             pass
         else:
             return
@@ -70,8 +70,8 @@ class Nft:
 class RulesWriter:
     """Writes what `wanted` returns whenever `changed` was called.
 
-    `written` hears of each table that is in force, `failed` of each that can't be, and in how many
-    seconds it is tried again.
+    `written` is called with each table that is in force, `failed` with the error of one that can't
+    be written and the seconds until it is tried again.
     """
 
     def __init__(

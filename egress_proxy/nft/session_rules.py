@@ -29,7 +29,7 @@ class SessionRules:
     """What holds for the TCP sessions of the daemon: how many, whose, and how long they may idle.
 
     Durations are in whole seconds, 0 is never; `maximum` 0 is no maximum, and without `clients` or
-    `listen` it is all of them. With `recorded` the kernel tells of every session, else only of
+    `listen` it is all of them. With `recorded` there are events of every session, else only of
     those that no upstream has answered.
     """
 

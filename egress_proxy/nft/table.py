@@ -114,7 +114,7 @@ _BLOCKS = re.compile(r"\t\S[^\n]*\{\n(?:\t\t[^\n]*\n)*\t\}")
 
 
 def same(listing: str, other: str) -> bool:
-    """Whether two listings tell of the same table.
+    """Whether two listings describe the same table.
 
     The kernel keeps elements in an order of its own, and nft breaks lines between them. Chains and
     objects are in the order in which they were added. How nft prints the policy of a ct timeout

@@ -123,7 +123,7 @@ def test_a_client_that_is_refused_is_counted_and_recorded_if_wanted(
         assert record["client"].startswith(f"{CLIENT.v4}:")
     else:
         assert records(process) == []
-    # The rules tell of an answer while an address has failed.
+    # While an address has failed, the rules ask for events of answers.
     with lab.outside.listen(OUTSIDE.v4, CLOSED_PORT):
         wait_until(lambda: "destroy,assured" in rules(lab))
         lab.client.connect(POD.v4, 81).close()
@@ -210,9 +210,9 @@ def test_sessions_are_listed_from_the_kernel(deployment: Deployment) -> None:
     start(deployment, EGRESS_DNS_PROXY_ADMIN_SESSIONS="on")
     with deployment.connect(80) as session, deployment.connect(100):
         session.round_trip()
-        told = json.loads(get(deployment.lab.client, "/sessions.json?listener=80")[1])
-        assert told["total"] == 1
-        [listed] = told["sessions"]
+        answer = json.loads(get(deployment.lab.client, "/sessions.json?listener=80")[1])
+        assert answer["total"] == 1
+        [listed] = answer["sessions"]
         host, port = session.client.getsockname()
         assert (listed["client"], listed["address"]) == (f"{host}:{port}", f"{OUTSIDE.v4}:80")
         assert listed["age_s"] is None
