@@ -150,7 +150,7 @@ def _run(options: argparse.Namespace) -> str:
     os.sched_setaffinity(0, cores)
     # In a process of its own, whose children are nft alone.
     argv = [sys.executable, "-m", "bench.kernel_scale"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise BenchError(done.stderr)
     return f"{page}\n## Many destinations, many flows\n\n```\n{done.stdout}```\n"
