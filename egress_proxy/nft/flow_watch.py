@@ -60,6 +60,7 @@ class FlowWatch:
         self._writer = writer
         self._due = asyncio.Event()
         self._due.set()
+        self._looked = asyncio.Event()
         self._resync_due = limits.recorded
         self._look_throughs: list[Callable[[Iterable[FlowSession]], None]] = []
         self._flows = FlowSessions(
@@ -146,6 +147,10 @@ class FlowWatch:
         self._look_throughs.append(use)
         self._due.set()
 
+    async def looked(self) -> None:
+        """Wait until sessions of an earlier process are followed, or could not be listed."""
+        await self._looked.wait()
+
     async def emptied(self) -> None:
         """Wait until there is no session; new ones must be refused already."""
         await self._writer.tried()
@@ -207,8 +212,10 @@ class FlowWatch:
                         use(sessions)
             except OSError:
                 self._resync_due = self._flows.recording
+                self._looked.set()
                 await asyncio.sleep(_RETRY_S)
                 self._due.set()
+            self._looked.set()
             await self._flows.abort_queued()
 
 

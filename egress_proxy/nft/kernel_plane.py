@@ -114,6 +114,8 @@ class KernelPlane:
 
     async def settled(self) -> None:
         await self._writer.tried()
+        # Only then does each session that ends have its record.
+        await self._watch.looked()
 
     def record_every_session(self, *, wanted: bool) -> None:
         self._watch.record_every_session(wanted=wanted)
