@@ -134,6 +134,10 @@ class AdminServer:
                 writer.get_extra_info("socket").setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
                 )
+        except Exception as error:  # noqa: BLE001 - a defect, of which the loop's handler makes a record
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "the admin port could not answer", "exception": error}
+            )
         finally:
             self._clients.pop(task, None)
             writer.transport.abort()
