@@ -62,6 +62,7 @@ class FlowWatch:
         self._due.set()
         self._looked = asyncio.Event()
         self._resync_due = limits.recorded
+        self._resyncing = False
         self._look_throughs: list[Callable[[Iterable[FlowSession]], None]] = []
         self._flows = FlowSessions(
             shared.observer,
@@ -124,6 +125,9 @@ class FlowWatch:
             if self._read_events():
                 break
             await asyncio.sleep(0)
+        if self._resync_due or self._resyncing:
+            # Sessions would count as ended now, and again when they get their records.
+            return
         self._admission.set_active(self._marks.count(counters, present))
         if self._marks.retain(self._current()):
             self._writer.changed()
@@ -203,15 +207,16 @@ class FlowWatch:
                 if self._resync_due:
                     # First the rules that make events of each flow, so that none is missed.
                     await self._writer.tried()
-                    self._resync_due = False
+                    self._resync_due, self._resyncing = False, True
                     await self._flows.resync(lambda: filter(_ours, conntrack.glimpses()))
+                    self._resyncing = False
                 if self._look_throughs:
                     sessions = await self.sessions()
                     uses, self._look_throughs = self._look_throughs, []
                     for use in uses:
                         use(sessions)
             except OSError:
-                self._resync_due = self._flows.recording
+                self._resync_due, self._resyncing = self._flows.recording, False
                 self._looked.set()
                 await asyncio.sleep(_RETRY_S)
                 self._due.set()
