@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from copy import deepcopy
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -61,9 +62,13 @@ def require_kubectl() -> str:
     return str(ROOT / found.stdout.strip())
 
 
-@cache
 def render(directory: str | Path) -> list[Resource]:
-    """A directory below `deploy/`, or any other one by its absolute path."""
+    """A directory below `deploy/`, or any other by its absolute path; a copy for the caller."""
+    return deepcopy(_rendered(directory))
+
+
+@cache
+def _rendered(directory: str | Path) -> list[Resource]:
     command = [require_kubectl(), "kustomize", str(DEPLOY / directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     # A warning is a deprecated field.
